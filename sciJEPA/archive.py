@@ -1,0 +1,276 @@
+"""1. archive -> samples: open an archive of gridded fields, whatever its storage, and read time steps from it.
+
+What arrives: a path to a Zarr store, to a NetCDF file or to a folder of NetCDF files, or an ``xr.Dataset``; axes are
+found by their CF attributes, then by their usual names.
+What leaves: an :class:`Archive`, which knows its axes and channels and whose ``read`` gives ``(T, V, H, W)`` float32.
+What we decided against: dask between a training loop and a chunk (it costs far more than the read itself; only folders
+of files use it, on one thread), repairing a time axis (a sorted or deduplicated copy changes numbers, so we refuse and
+print the call that does it), and guessing a grid (projected and curvilinear grids have no latitude axis to weight by).
+"""
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from html import escape
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sciJEPA.axes import (
+    ROLES,
+    check_time,
+    decode_time,
+    describe_hours,
+    find_axis,
+    hours_since_first,
+    latitude_of,
+    level_of,
+    longitude_of,
+    require_axes,
+    time_label,
+)
+from sciJEPA.errors import UserError
+from sciJEPA.stores import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """One two-dimensional field of an archive: a variable, or one level of it."""
+
+    variable: str
+    level: float | None = None
+    units: str = ""
+
+    @property
+    def name(self) -> str:
+        """``z`` for a variable without levels, ``z@500`` for one level, in the archive's own units of level."""
+        return self.variable if self.level is None else f"{self.variable}@{self.level:g}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Archive:
+    """An opened archive on a latitude-longitude grid; made by :func:`open_archive`.
+
+    Attributes
+    ----------
+    ds : the archive itself, with the user's own names, order and units, read lazily.
+    source, format : path or ``<memory>``; ``zarr2``, ``zarr3``, ``netcdf``, ``netcdf folder`` or ``memory``.
+    files : NetCDF files behind the archive and their bytes when opened; a file that has changed since is not read.
+    axes : role (time, latitude, longitude and perhaps level) -> the user's dimension name.
+    variables, channels : numeric variables on time, latitude and longitude; each of their levels is one channel.
+    time : dates (``pd.DatetimeIndex`` or ``xr.CFTimeIndex``), or plain numbers where the axis cannot be decoded.
+    hours : shape (T,), hours since the first step. Numbers without known units count as days.
+    cadence : median step in hours (months differ in length, so the mean would be nobody's step).
+    calendar : ``standard``, ``noleap``, ``360_day``...; ``none`` where time is plain numbers.
+    latitude, longitude : shapes (H,) and (W,), degrees, in the order in which they are stored.
+    periodic : longitude closes the circle.
+    chunk_steps : time steps in one chunk (or shard) of the storage; reading fewer at once decodes chunks repeatedly.
+    """
+
+    ds: xr.Dataset
+    source: str
+    format: str
+    files: Mapping[str, int]
+    axes: Mapping[str, str]
+    variables: tuple[str, ...]
+    channels: tuple[Channel, ...]
+    time: pd.Index
+    hours: np.ndarray
+    cadence: float
+    calendar: str
+    latitude: np.ndarray
+    longitude: np.ndarray
+    periodic: bool
+    chunk_steps: int
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def __repr__(self) -> str:
+        span = f"{time_label(self.time, 0)} to {time_label(self.time, len(self) - 1)}"
+        grid = f"{len(self.latitude)} x {len(self.longitude)}"
+        steps = f"{len(self)} steps of {describe_hours(self.cadence)}"
+        name = os.path.basename(self.source.rstrip("/"))
+        return f"<Archive {name}: {steps}, {span}, {len(self.channels)} channels on {grid}>"
+
+    def _repr_html_(self) -> str:
+        channels = ", ".join(channel.name for channel in self.channels)
+        summary = f"<summary>{escape(repr(self))}</summary>"
+        return f"<details>{summary}<p>{escape(channels)}</p>{self.ds._repr_html_()}</details>"
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read the time steps ``start`` to ``stop`` (exclusive), and nothing else.
+
+        Returns shape (stop - start, V, H, W), float32, C-contiguous, in the archive's units, NaN where missing; the
+        order of latitude and longitude is the stored one, the order of dimensions always this one.
+        """
+        start, stop = operator.index(start), operator.index(stop)
+        if not 0 <= start < stop <= len(self):
+            message = f"cannot read time steps {start} to {stop} of {self.source}: it has steps 0 to {len(self)}, and"
+            raise UserError(f"{message} start must come before stop; ask for 0 <= start < stop <= {len(self)}.")
+        shape = (stop - start, len(self.channels), len(self.latitude), len(self.longitude))
+        out = np.empty(shape, dtype=np.float32)
+        first = 0
+        for name in self.variables:
+            try:
+                self._check_storage(name)
+                values = self._read_variable(name, start, stop)
+            except MemoryError:
+                raise
+            except Exception as error:
+                span = f"{start} to {stop - 1} ({time_label(self.time, start)} to {time_label(self.time, stop - 1)})"
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(". ")
+                raise UserError(
+                    f"cannot read {name} of {self.source} at time steps {span}: {reason}; the file is damaged, "
+                    f"incomplete or gone, so fetch or write it again, or leave {name} out with variables=[...]."
+                ) from error
+            with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which the statistics then report
+                out[:, first : first + values.shape[1]] = values
+            first += values.shape[1]
+        return out
+
+    def _check_storage(self, name: str) -> None:
+        """Notice storage that vanished or changed under us, for which the libraries return fill values or zeros."""
+        for file, size in self.files.items() if name == self.variables[0] else ():  # once a read is enough
+            if os.path.getsize(file) != size:
+                raise OSError(f"{file} had {size} bytes when it was opened and has {os.path.getsize(file)} now")
+        if self.format.startswith("zarr") and "://" not in self.source:
+            os.stat(os.path.join(self.source, name))
+
+    def _read_variable(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Values of one variable, shape (stop - start, levels or 1, H, W), in the dtype that it decodes to."""
+        variable = self.ds[name].variable
+        wanted = [self.axes[role] for role in ("time", "level", "latitude", "longitude") if role in self.axes]
+        indexers: dict[str, int | slice] = {str(dim): 0 for dim in variable.dims if dim not in wanted}
+        indexers[self.axes["time"]] = slice(start, stop)
+        selected = variable.isel(indexers)
+        # One thread for dask: netCDF4 crashes under several, even with a handle each.
+        values = selected.values if selected.chunks is None else selected.data.compute(scheduler="synchronous")
+        values = values.transpose([selected.dims.index(dim) for dim in wanted if dim in selected.dims])
+        return values if values.ndim == 4 else values[:, None]
+
+
+def open_archive(
+    source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, variables: Sequence[str] | None = None
+) -> Archive:
+    """Open an archive of fields on a latitude-longitude grid; nothing but the coordinates is read.
+
+    Parameters
+    ----------
+    source : a Zarr store, a NetCDF or HDF5 file, a folder or glob pattern of NetCDF files that follow each other in
+        time, an ``xr.Dataset``, a named ``xr.DataArray``, or an archive that is open already.
+    variables : which variables to use, in this order; all gridded ones when left out.
+
+    Raises
+    ------
+    UserError : one sentence saying what is wrong with the archive and what to do about it.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xarray as xr
+    >>> coords = {"time": pd.date_range("2000", periods=3), "lat": [30.0, 0.0, -30.0], "lon": [0.0, 90.0, 180.0, 270.0]}
+    >>> archive = open_archive(xr.DataArray(np.zeros((3, 3, 4)), coords, ("time", "lat", "lon"), name="z"))
+    >>> archive.read(0, 2).shape, archive.cadence, archive.periodic
+    ((2, 1, 3, 4), 24.0, True)
+    """
+    archive = open_in_any_order(source)
+    if not isinstance(source, Archive):
+        check_time(archive.source, archive.axes["time"], archive.time, archive.hours)
+    return archive if variables is None else _with_variables(archive, variables)
+
+
+def open_in_any_order(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive) -> Archive:
+    """Open without a check of the times; only for ``inspect``, which reports what is wrong with them."""
+    if isinstance(source, Archive):
+        return source
+    ds, name, storage, files = open_store(source)
+    found = {role: axis for role in ROLES if (axis := find_axis(ds, role)) is not None}
+    require_axes(ds, name, found)
+    axes = {role: axis.dim for role, axis in found.items()}
+    ds, time, calendar = decode_time(ds, name, found["time"])
+    hours = hours_since_first(time, ds, found["time"])
+    longitude, periodic = longitude_of(ds, name, found["longitude"])
+    archive = Archive(
+        ds=ds,
+        source=name,
+        format=storage,
+        files=files,
+        axes=axes,
+        variables=(),
+        channels=(),
+        time=time,
+        hours=hours,
+        cadence=float(np.median(np.diff(hours))) if len(hours) > 1 else float("nan"),
+        calendar=calendar,
+        latitude=latitude_of(ds, name, found["latitude"]),
+        longitude=longitude,
+        periodic=periodic,
+        chunk_steps=len(time),
+    )
+    return _with_variables(archive, None)
+
+
+def _with_variables(archive: Archive, requested: Sequence[str] | None) -> Archive:
+    """The archive restricted to the requested variables, or to all gridded ones."""
+    ds, axes, source = archive.ds, archive.axes, archive.source
+    reasons = {str(name): why_not_gridded(ds[name], axes) for name in ds.data_vars}
+    gridded = [name for name, reason in reasons.items() if reason is None]
+    if not gridded:
+        found = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:4]) or "it holds no variables"
+        raise UserError(
+            f"no variable of {source} is numeric and lies on ({axes['time']}, {axes['latitude']}, "
+            f"{axes['longitude']}): {found}; select one field, for example with ds.isel(...), or convert it to numbers."
+        )
+    if isinstance(requested, str):
+        requested = [requested]
+    names = gridded if requested is None else list(dict.fromkeys(requested))
+    for name in names:
+        if name not in reasons:
+            close = get_close_matches(name, list(reasons), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise UserError(f"{source} has no variable {name!r}; {hint}It has {', '.join(gridded)}.")
+        if reasons[name] is not None:
+            raise UserError(f"{name} of {source} cannot be used: it {reasons[name]}; choose from {', '.join(gridded)}.")
+    if not names:
+        raise UserError(f"variables is empty, so nothing of {source} would be read; choose from {', '.join(gridded)}.")
+    channels = tuple(channel for name in names for channel in _channels_of(ds, name, axes))
+    steps = max(storage_steps(ds[name].variable, axes["time"]) for name in names)
+    return replace(archive, variables=tuple(names), channels=channels, chunk_steps=max(1, steps))
+
+
+def why_not_gridded(field: xr.DataArray, axes: Mapping[str, str]) -> str | None:
+    """Why a variable is no field on time, latitude and longitude; None when it is one."""
+    if field.dtype.kind not in "fiu":
+        return f"has dtype {field.dtype}, not numbers"
+    required = [axes[role] for role in ("time", "latitude", "longitude")]
+    absent = [dim for dim in required if dim not in field.dims]
+    if absent:
+        return f"lacks dimension {', '.join(absent)} (it has {', '.join(map(str, field.dims)) or 'none'})"
+    # A dimension of length one (a surface level, an experiment version) carries nothing and is dropped on reading.
+    extra = [str(dim) for dim in field.dims if dim not in axes.values() and field.sizes[dim] != 1]
+    if extra:
+        return f"has the further dimension {extra[0]} of size {field.sizes[extra[0]]}: use ds.isel({extra[0]}=0)"
+    return None
+
+
+def _channels_of(ds: xr.Dataset, name: str, axes: Mapping[str, str]) -> list[Channel]:
+    units = str(ds[name].attrs.get("units", ""))
+    if "level" not in axes or axes["level"] not in ds[name].dims:
+        return [Channel(variable=name, units=units)]
+    return [Channel(variable=name, level=float(level), units=units) for level in level_of(ds)]
+
+
+def storage_steps(variable: xr.Variable, dim: str) -> int:
+    """Time steps that one read of the storage brings at least: its shard, else its chunk, else one step."""
+    axis = variable.dims.index(dim)
+    if variable._in_memory:
+        return variable.sizes[dim]
+    if variable.chunks is not None:
+        return max(variable.chunks[axis])
+    sizes = variable.encoding.get("shards") or variable.encoding.get("chunks") or variable.encoding.get("chunksizes")
+    if sizes is None or len(sizes) != variable.ndim:
+        return 1  # contiguous storage: any slice of time costs what it weighs
+    return min(int(sizes[axis]), variable.sizes[dim])

@@ -1,0 +1,323 @@
+"""The command line: arguments -> one function -> text on stdout; the only module that knows of it.
+
+Arrives: the words after `scijepa`. Leaves: the result of one function on stdout, everything else on stderr, and an exit
+code: 0; 2 for a mistake of the user or a machine that refuses, one sentence without traceback; 130 when interrupted; 1
+for a failure of our own. We decided against doing any work here: each verb reads its arguments, calls the function of
+the same name and prints. We decided against a framework too; argparse takes milliseconds, and every import of a verb
+waits until that verb is called.
+"""
+
+import argparse
+import contextlib
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sciJEPA.errors import UserError
+from sciJEPA.terminal import complain, outline, quiet_libraries, to_json, write
+
+EPILOG = """\
+A first look:   scijepa demo
+Your archive:   scijepa inspect era5.zarr
+                scijepa pretrain --config climate-tiny --archive era5.zarr --dry-run
+                scijepa pretrain --config climate-tiny --archive era5.zarr --out runs/mine
+                scijepa probe runs/mine era5.zarr --lead 1D,3D
+"""
+CONFIGS_ACTIONS = ("list", "show", "copy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` is the command line without the program's name."""
+    options = argparse.Namespace()
+    try:
+        options = _parse(list(sys.argv[1:] if argv is None else argv))
+        # Nothing but the result may reach stdout, whatever a library prints on the way.
+        with contextlib.redirect_stdout(sys.stderr), quiet_libraries():
+            text = options.run(options)
+        return write(text)
+    except BaseException as error:
+        out, resumable = getattr(options, "out", None), getattr(options, "verb", None) == "pretrain"
+        return complain(error, out=out, resumable=resumable)
+
+
+def _inspect(options: argparse.Namespace) -> str:
+    from sciJEPA.archive import open_archive, open_in_any_order
+    from sciJEPA.inspection import format_inspection, inspect
+
+    archive = open_archive(open_in_any_order(options.archive), variables=options.variables)
+    report = inspect(archive, window=options.window)
+    return to_json(report) if options.json else format_inspection(report)
+
+
+def _configs(options: argparse.Namespace) -> str:
+    from sciJEPA.config import config_text, list_configs
+
+    if options.action == "show":
+        return config_text(options.name).rstrip()
+    if options.action == "copy":
+        return _copy_config(config_text(options.name), options.folder / f"{options.name}.yaml")
+    presets = list_configs()
+    width = max(map(len, presets), default=0)
+    return "\n".join(f"{name:<{width}}  {comment}".rstrip() for name, comment in presets.items())
+
+
+def _copy_config(text: str, path: Path) -> str:
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; create it first, or copy into one that exists, such as '.'.")
+    try:
+        file = path.open("x")
+    except FileExistsError as error:
+        raise UserError(f"{path} exists already and is left alone; remove it or choose another folder.") from error
+    try:
+        with file:
+            file.write(text)
+    except BaseException:
+        path.unlink()
+        raise
+    return str(path)
+
+
+def _pretrain(options: argparse.Namespace) -> str:
+    from sciJEPA.config import config_to_yaml, load_config
+
+    source = options.config
+    if source is None:
+        if not (options.resume and options.out):
+            raise UserError("pretrain needs --config NAME_OR_FILE; 'scijepa configs' lists the presets.")
+        source = options.out / "config.yaml"
+        if not source.is_file():
+            raise UserError(
+                f"there is no {source}, so --resume has no run to go on with; check --out or give --config."
+            )
+    overrides: dict[str, Any] = dict(options.overrides)
+    if options.archive is not None:
+        overrides["data.archive"] = json.dumps(options.archive, ensure_ascii=False)  # as YAML, a path like 2020 is text
+    if options.seed is not None:
+        overrides["seed"] = options.seed
+    config = load_config(source, overrides)
+    if options.print_config:
+        return config_to_yaml(config).rstrip()
+    from sciJEPA.pretrain import describe_run, pretrain
+
+    if options.dry_run:
+        description = describe_run(config)
+        return to_json(description) if options.json else outline(description)
+    options.out = options.out or Path("runs") / Path(source).stem
+    model = pretrain(config, options.out, resume=options.resume)
+    return to_json({"run": str(options.out), "model": str(options.out / "model")}) if options.json else repr(model)
+
+
+def _embed(options: argparse.Namespace) -> str:
+    from sciJEPA.hub import load
+    from sciJEPA.latents import embed
+
+    model = load(options.model)
+    latents = embed(model, options.archive, encoder=options.encoder, out=options.out, batch_size=options.batch_size)
+    return f"{options.out}: " + ", ".join(f"{dim} {size}" for dim, size in latents.sizes.items())
+
+
+def _probe(options: argparse.Namespace) -> str:
+    from sciJEPA.archive import open_archive
+    from sciJEPA.panel import probe
+    from sciJEPA.score_table import format_table
+
+    options.out = options.out or Path(options.model) / "probe"
+    controls = "all" if options.controls == ["all"] else options.controls
+    rows = probe(
+        options.model, options.archive, lead=options.lead, controls=controls, out=options.out, seed=options.seed
+    )
+    if options.json:
+        return to_json({"scores": rows.to_dict("records")})
+    channels = open_archive(options.archive).channels
+    return format_table(rows, {channel.name: channel.units for channel in channels})
+
+
+def _demo(options: argparse.Namespace) -> str:
+    from sciJEPA.demo import demo
+
+    demo(options.out, archive=options.archive, config=options.config)
+    return f"{options.out} holds the whole run."
+
+
+def _doctor(options: argparse.Namespace) -> str:
+    from sciJEPA.doctor import doctor, format_doctor
+
+    report = doctor()
+    return to_json(report) if options.json else format_doctor(report)
+
+
+# --- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see '{self.prog} --help'.")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser, verbs = _parsers()
+    verb, action = [*(argument for argument in arguments if not argument.startswith("-")), None, None][:2]
+    for word, words, what in ((verb, list(verbs), "verb"), (action, CONFIGS_ACTIONS, "action of configs")):
+        if word is not None and word not in words and (what == "verb" or verb == "configs"):
+            raise UserError(f"there is no {what} '{word}'; {_nearest(word, words)}choose from {', '.join(words)}.")
+    overrides: dict[str, str] = {}
+    if verb == "pretrain":
+        arguments, overrides = _take_overrides(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise UserError(_unknown(unknown, verb, (verbs[verb] if verb else parser)))
+    if verb is None:
+        options.run = lambda _: parser.format_help().rstrip()
+    return argparse.Namespace(**vars(options), overrides=overrides)
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser of the whole line, and those of the verbs by name."""
+    parser = _Parser(
+        prog="scijepa",
+        description="JEPA self-supervised learning for scientific archives.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+
+    def add(name: str, run: Any, text: str, *, as_json: bool = False) -> Any:
+        added = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        added.set_defaults(run=run)
+        if as_json:
+            added.add_argument("--json", action="store_true", help="print JSON, for a program")
+        return added
+
+    verb = add("inspect", _inspect, "what an archive holds, and whether it suits training", as_json=True)
+    verb.add_argument("archive", metavar="ARCHIVE", help="Zarr store, NetCDF file or folder of NetCDF files")
+    verb.add_argument("--variables", type=_names, metavar="A,B", help="look at these variables only")
+    verb.add_argument("--window", type=_count, default=8, metavar="N", help="time steps of a sample (default: 8)")
+
+    verb = add("configs", _configs, "list the presets, show one, or copy one to change it")
+    actions = verb.add_subparsers(dest="action", metavar="list | show NAME | copy NAME DIR")
+    actions.add_parser("list", help="names and what they are for (the default)", allow_abbrev=False)
+    action = actions.add_parser("show", help="print a preset", allow_abbrev=False)
+    action.add_argument("name", metavar="NAME")
+    action = actions.add_parser("copy", help="write a preset into a folder", allow_abbrev=False)
+    action.add_argument("name", metavar="NAME")
+    action.add_argument("folder", metavar="DIR", type=Path)
+
+    verb = add("pretrain", _pretrain, "pretrain an encoder on an archive, without labels", as_json=True)
+    verb.epilog = "Every key of the configuration is an option too: --training.steps 100 or --training.steps=100."
+    verb.add_argument("--config", metavar="NAME_OR_FILE", help="a preset (see 'scijepa configs') or a YAML file")
+    verb.add_argument("--archive", metavar="PATH", help="short for --data.archive")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    verb.add_argument("--seed", type=int, metavar="N", help="seed of weights, order and masks")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and what it would cost")
+    verb.add_argument("--print-config", action="store_true", help="print the whole configuration")
+    verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint; --out DIR is enough")
+
+    verb = add("embed", _embed, "write the latents of an archive")
+    _add_model_and_archive(verb)
+    verb.add_argument("--out", required=True, type=Path, metavar="LATENTS.zarr", help="store to write; must not exist")
+    verb.add_argument("--encoder", choices=("target", "online"), default="target", help="which one (default: target)")
+    verb.add_argument("--batch-size", type=_count, default=64, metavar="N", help="windows at a time (default: 64)")
+
+    verb = add("probe", _probe, "score what the latents know, beside the controls", as_json=True)
+    _add_model_and_archive(verb)
+    verb.add_argument("--lead", type=_names, metavar="1D,3D", help="how far ahead (default: the run's own)")
+    verb.add_argument("--controls", type=_names, default=["all"], metavar="all|A,B", help="default: all")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the scores (default: RUN/probe)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is trained here (default: 0)")
+
+    verb = add("demo", _demo, "the whole path on a small archive: simulate, pretrain, embed, probe")
+    verb.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    verb.add_argument("--archive", metavar="PATH", help="an archive of your own in place of the simulated one")
+    verb.add_argument("--config", default="demo", metavar="NAME_OR_FILE", help="preset or YAML file (default: demo)")
+
+    add("doctor", _doctor, "versions, devices, engines and extras of this installation", as_json=True)
+    return parser, verbs.choices
+
+
+def _add_model_and_archive(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="RUN", help="folder of a run, or of a model")
+    verb.add_argument("archive", metavar="ARCHIVE", help="Zarr store, NetCDF file or folder of NetCDF files")
+
+
+class _Version(argparse.Action):
+    """Print the version; reading it costs an import, so it waits until it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from sciJEPA import __version__
+
+        print(f"scijepa {__version__}")
+        parser.exit()
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("needs a name or several with commas between them")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.strip().lstrip("-").isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def _take_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate --a.b VALUE and --a.b=VALUE from the arguments that argparse knows."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or "." not in name:
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(waiting, "--")
+            if value.startswith("--"):
+                raise UserError(f"--{name} needs a value: --{name} VALUE or --{name}=VALUE.")
+        overrides[name] = value
+    return rest, overrides
+
+
+def _unknown(unknown: Sequence[str], verb: str | None, parser: argparse.ArgumentParser) -> str:
+    """What to say about arguments that nobody asked for."""
+    first = next((argument for argument in unknown if argument.startswith("-")), unknown[0])
+    name = first.partition("=")[0]
+    who = f"scijepa {verb}" if verb else "scijepa"
+    if not name.startswith("-"):
+        return f"{who} does not take the further argument '{name}'; see '{who} --help'."
+    known = [text for action in parser._actions for text in action.option_strings]
+    if verb == "pretrain":
+        from sciJEPA.config import RunConfig, config_to_dict
+
+        known += [f"--{key}" for key in _dotted(config_to_dict(RunConfig())) if "." in key]
+    return f"{who} has no option {name}; {_nearest(name, known)}see '{who} --help'."
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _nearest(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
+    """A question that names the nearest of the names, or the one whose last part it is; empty where none is near."""
+    by_last_part = {full.rpartition(".")[2].lstrip("-"): full for full in reversed(list(names))}
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
+    last = difflib.get_close_matches(name.lstrip("-").rpartition(".")[2], list(by_last_part), n=1, cutoff=0.6)
+    guess = close or [by_last_part[part] for part in last]
+    return f"did you mean '{guess[0]}'? " if guess else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

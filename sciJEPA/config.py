@@ -1,0 +1,229 @@
+"""A run's configuration: presets, files and dotted overrides -> one frozen tree.
+
+Arrives: the name of a preset in `configs/` or a YAML file, and overrides such as {"training.steps": "100"}. Leaves: a
+`RunConfig`. Each part is defined beside the thing it builds; here they only come together. A preset states what differs
+from the defaults and no more.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sciJEPA.encoder import EncoderConfig
+from sciJEPA.errors import UserError
+from sciJEPA.jepa import ObjectiveConfig
+from sciJEPA.masking import MaskingConfig
+from sciJEPA.predictor import PredictorConfig
+from sciJEPA.resources import configs_folder
+from sciJEPA.samples import DataConfig
+from sciJEPA.tokenizers.grid import GridTokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long and how fast; every schedule counts optimizer steps."""
+
+    steps: int = 1000
+    """Optimizer steps of the run."""
+    batch_size: int = 32
+    """Windows a step, over all processes."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices; vectors have none."""
+    warmup: float = 0.1
+    """Share of the run in which the learning rate rises linearly; it then falls as a cosine."""
+    half_life: float = 0.1
+    """Half-life of the target encoder's moving average, as a share of the run."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    precision: str = "auto"
+    """float32, bfloat16, or auto: bfloat16 where the processor computes in it."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; a killed run loses no more than these."""
+    log_every: int = 20
+    """Steps between rows of metrics.csv."""
+    devices: int = 1
+    """Processes, one a GPU where there are GPUs."""
+    threads: int | None = None
+    """Threads of a process; torch's choice if not given."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "devices"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("learning_rate", "half_life", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"training.precision must be auto, float32 or bfloat16, got '{self.precision}'.")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"training.warmup must lie in [0, 1), got {self.warmup}; a usual value is 0.1.")
+        if self.batch_size % self.devices:
+            raise UserError(
+                f"training.batch_size of {self.batch_size} does not divide over training.devices, {self.devices}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run depends on, besides the archive's content."""
+
+    seed: int = 0
+    """Seed of the initial weights, the order of samples and the masks."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: GridTokenizerConfig = field(default_factory=GridTokenizerConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def load_config(name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """A configuration from a preset or a YAML file, with overrides by dotted key.
+
+    Parameters
+    ----------
+    name_or_file
+        Name of a preset (see `list_configs`) or path of a YAML file.
+    overrides
+        Dotted key -> value; a string is read as YAML, as on the command line.
+
+    Raises
+    ------
+    UserError
+        For an unknown preset or key (names the nearest valid one), or a value of the wrong type.
+    """
+    path = Path(name_or_file)
+    if not path.is_file():
+        path = configs_folder() / f"{name_or_file}.yaml"
+        if not path.is_file():
+            names = list(list_configs())
+            raise UserError(
+                f"there is no configuration file or preset '{name_or_file}'; {_nearest(str(name_or_file), names)}"
+                f"the presets are {', '.join(names)}."
+            )
+    tree = _parse(path.read_text(), str(path))
+    for key, value in (overrides or {}).items():
+        _set(tree, key, _parse_value(value, key))
+    return config_from_dict(tree, str(path))
+
+
+def config_from_dict(tree: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """A configuration from nested mappings; keys that are left out take their defaults."""
+    return _build(RunConfig, tree, "", source)
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain mappings, lists and numbers; the inverse of `config_from_dict`."""
+    tree: dict[str, Any] = yaml.safe_load(config_to_yaml(config))
+    return tree
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML, defaults included."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items()}
+        return [plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def list_configs() -> dict[str, str]:
+    """The presets in `configs/` and the first comment line of each."""
+    files = sorted(configs_folder().glob("*.yaml"))
+    return {file.stem: file.read_text().splitlines()[0].removeprefix("#").strip() for file in files}
+
+
+def config_text(name: str) -> str:
+    """The preset as it is written."""
+    names = list(list_configs())
+    if name not in names:
+        raise UserError(f"there is no preset '{name}'; {_nearest(name, names)}the presets are {', '.join(names)}.")
+    return (configs_folder() / f"{name}.yaml").read_text()
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise UserError(f"{source} is not valid YAML{line}: {getattr(error, 'problem', None) or error}.") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} holds a {type(tree).__name__}; a configuration is a mapping such as 'seed: 0'.")
+    return tree
+
+
+def _parse_value(value: Any, key: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value '{value}' of {key} is not valid YAML; quote it.") from error
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"'{key}' is no key: '{parent}' holds a value, not a section.")
+    tree[last] = value
+
+
+def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{source}: '{prefix[:-1]}' is a section with keys of its own, got {tree!r}.")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            everywhere = _all_keys(RunConfig)
+            raise UserError(
+                f"{source}: there is no key '{prefix}{key}'; "
+                + (_nearest(f"{prefix}{key}", everywhere) or f"the keys here are {', '.join(hints)}.")
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(typing.cast(type, hints[key]), {} if value is None else value, f"{prefix}{key}.", source)
+        else:
+            values[key] = _convert(hints[key], value, f"{prefix}{key}", source)
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    try:
+        # YAML reads 1e-3 as text; numbers in text are meant as numbers wherever a number is asked for.
+        return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=False)).validate_python(value)
+    except ValidationError as error:
+        wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise UserError(f"{source}: {key} must be {wanted}, got {value!r}.") from error
+
+
+def _all_keys(cls: type, prefix: str = "") -> list[str]:
+    keys = []
+    for key, hint in typing.get_type_hints(cls).items():
+        keys += _all_keys(hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{key}"]
+    return keys
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
+        name.rpartition(".")[2], [n.rpartition(".")[2] for n in names], n=1, cutoff=0.6
+    )
+    full = next((n for n in names if close and n.endswith(close[0])), None)
+    return f"did you mean '{full}'? " if full else ""

@@ -1,0 +1,135 @@
+"""Tokens -> latents: a pre-norm transformer that runs on any subset of the tokens.
+
+Arrives: `Tokens`, whole or the visible part. Leaves: the residual stream before the last norm, one vector a token. We
+decided against ending in a norm: it would remove the amplitude of an anomaly, which a forecast needs; the objective
+applies the norm itself.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sciJEPA.errors import UserError
+from sciJEPA.tokenizers.base import PatchEmbedding, Tokenizer, Tokens
+
+SIZES = {"tiny": (96, 3, 4), "small": (192, 6, 6), "base": (384, 12, 6), "large": (768, 12, 12)}
+"""The size dial: width, depth and heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The one dial is `size`; the others override what it sets."""
+
+    size: str = "tiny"
+    """tiny, small, base or large."""
+    width: int | None = None
+    """Latent width L; a multiple of the number of heads."""
+    depth: int | None = None
+    """Number of transformer blocks."""
+    heads: int | None = None
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise UserError(f"encoder.size must be one of {', '.join(SIZES)}, got '{self.size}'.")
+        width, _, heads = self.resolved
+        if width % heads:
+            raise UserError(f"encoder.width of {width} is not a multiple of encoder.heads, {heads}; use {heads * 16}.")
+
+    @property
+    def resolved(self) -> tuple[int, int, int]:
+        """Width, depth and heads after the overrides."""
+        given = (self.width, self.depth, self.heads)
+        width, depth, heads = (own or preset for own, preset in zip(given, SIZES[self.size], strict=True))
+        return width, depth, heads
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries to a memory; tokens without any observed value are not attended to."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "B N L"], memory: Float[Tensor, "B C L"], seen: Bool[Tensor, "B C"] | None = None
+    ) -> Float[Tensor, "B N L"]:
+        """Attend from `x` to `memory` where `seen`."""
+        query, (key, value) = self._split(self.query(x)), map(self._split, self.key_value(memory).chunk(2, dim=-1))
+        mask = None
+        if seen is not None:
+            # A finite floor and not -inf: a sample without any seen token yields numbers, not NaN.
+            mask = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(
+                ~seen, torch.finfo(query.dtype).min / 2
+            )[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def feed_forward(width: int, ratio: int = 4) -> nn.Sequential:
+    """The two-layer perceptron of a block."""
+    return nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + perceptron(norm(x))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = feed_forward(width)
+
+    def forward(self, x: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N L"]:
+        """One block; `seen` marks tokens that may be attended to."""
+        normed = self.norm_attention(x)
+        x = x + self.attention(normed, normed, seen)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Encoder(nn.Module):
+    """Embedding, position and transformer blocks.
+
+    Parameters
+    ----------
+    config
+        Size.
+    tokenizer
+        Gives the channels, the patch size and the width of the position features.
+    """
+
+    def __init__(self, config: EncoderConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        width, depth, heads = config.resolved
+        self.width = width
+        self.embedding = PatchEmbedding(tokenizer.channels, tokenizer.patch_size, width)
+        self.position = nn.Linear(tokenizer.feature_width, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        initialise(self, depth)
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "B N L"]:
+        """Latents of the tokens (residual stream, not normalised)."""
+        weight = tokens.weight
+        seen = None if weight is None else weight > 0
+        x = self.embedding(tokens) + self.position(tokens.features)
+        for block in self.blocks:
+            x = block(x, seen)
+        return x
+
+
+def initialise(module: nn.Module, depth: int) -> None:
+    """Normal weights of standard deviation 0.02, scaled down at the end of residual branches by sqrt(2 depth)."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            ends_branch = name.endswith(("attention.out", "mlp.2"))
+            nn.init.normal_(part.weight, std=0.02 / (2 * depth) ** 0.5 if ends_branch else 0.02)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,123 @@
+"""Wiring: context, target, predict, energy. Nothing here learns that is not defined elsewhere."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sciJEPA.encoder import Encoder, EncoderConfig
+from sciJEPA.errors import UserError
+from sciJEPA.losses import LossTerms, prediction_distance, regularise
+from sciJEPA.masking import MaskPlan
+from sciJEPA.predictor import Predictor, PredictorConfig
+from sciJEPA.target import MovingAverage, standardise
+from sciJEPA.tokenizers.base import Batch, Tokenizer, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is predicted, and what keeps it from collapsing."""
+
+    target: str = "ema"
+    """ema: latents of the moving-average encoder; online: of the encoder itself, with gradient; mae: the patches."""
+    distance: str = "l2"
+    """l2, l1 or smooth_l1."""
+    standardise: str = "batch"
+    """Targets are standardised over the batch, over the token's own features, or not (none)."""
+    scope: str = "window"
+    """What the target encoder sees of the future: the whole window, or the future alone."""
+    layers: int = 1
+    """Targets are the mean of the last so many blocks' outputs."""
+    variance: float = 1.0
+    """Weight of the variance hinge on the context latents."""
+    covariance: float = 0.04
+    """Weight of the covariance term on the context latents."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "target": ("ema", "online", "mae"),
+            "distance": ("l2", "l1", "smooth_l1"),
+            "standardise": ("batch", "token", "none"),
+            "scope": ("window", "future"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"objective.{name} must be one of {', '.join(values)}, got '{getattr(self, name)}'.")
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """One training step: the loss, and the latents that the monitor looks at."""
+
+    terms: LossTerms
+    context: Float[Tensor, "B C L"]
+    target: Float[Tensor, "B M Q"]
+    predicted: Float[Tensor, "B M Q"]
+
+
+class JEPA(nn.Module):
+    """Joint-embedding predictive architecture: LeCun 2022, https://openreview.net/pdf?id=BZ5a1r-kVsf."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, encoder: EncoderConfig, predictor: PredictorConfig, objective: ObjectiveConfig
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.objective = tokenizer, objective
+        self.encoder = Encoder(encoder, tokenizer)
+        self.norm = nn.LayerNorm(self.encoder.width)
+        patch_width = len(tokenizer.channels) * tokenizer.patch_size
+        self.predictor = Predictor(
+            predictor,
+            in_width=self.encoder.width,
+            feature_width=tokenizer.feature_width,
+            out_width=patch_width if objective.target == "mae" else self.encoder.width,
+        )
+        self.target = MovingAverage(self.encoder)
+
+    def forward(self, batch: Batch, plan: MaskPlan) -> StepOutput:
+        """Loss of one batch under one mask plan."""
+        tokens = self.tokenizer(batch)
+        visible = tokens.take(plan.context)
+        latents = self.encoder(visible)
+        context = self.norm(latents)
+        wanted = tokens.take(plan.target)
+        predicted = self.predictor(context, visible.features, wanted.features, _seen(visible))
+        target = self._targets(tokens, wanted, plan)
+        variance, covariance = regularise(latents)
+        prediction = prediction_distance(predicted, target, wanted.weight, distance=self.objective.distance)
+        total = prediction + self.objective.variance * variance + self.objective.covariance * covariance
+        return StepOutput(LossTerms(prediction, variance, covariance, total), latents, target, predicted)
+
+    def _targets(self, tokens: Tokens, wanted: Tokens, plan: MaskPlan) -> Float[Tensor, "B M Q"]:
+        if self.objective.target == "mae":
+            return wanted.values.flatten(2)
+        encoder = self.target if self.objective.target == "ema" else self.encoder
+        past = self.tokenizer.grid.context_times * self.tokenizer.grid.per_time
+        forecast = plan.strategy == "forecast"
+        # Hidden parts of the issue window are encoded without its future: as the probes will see them.
+        start, stop = (past if forecast and self.objective.scope == "future" else 0), (None if forecast else past)
+        scope = Tokens(
+            tokens.values[:, start:stop],
+            None if tokens.observed is None else tokens.observed[:, start:stop],
+            tokens.features[:, start:stop],
+        )
+        latents = encoder(scope)
+        rows = torch.arange(len(latents), device=latents.device)[:, None]
+        return standardise(latents, self.objective.standardise)[rows, plan.target - start]
+
+    def encode(self, batch: Batch, *, encoder: str = "target") -> Float[Tensor, "B N L"]:
+        """Latents of all tokens of the batch's windows, from the "target" or the "online" encoder."""
+        tokens = self.tokenizer(batch)
+        return self.target(tokens) if encoder == "target" else self.encoder(tokens)
+
+
+def _seen(tokens: Tokens) -> Tensor | None:
+    weight = tokens.weight
+    return None if weight is None else weight > 0
+
+
+def gather(latents: Float[Tensor, "B N L"], index: Int[Tensor, "B M"]) -> Float[Tensor, "B M L"]:
+    """The latents with these token numbers."""
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    return latents[rows, index]

@@ -1,0 +1,76 @@
+"""Context latents -> predicted targets: a narrow transformer that answers "what is at this place and time?".
+
+Arrives: the latents of the visible tokens, the position features of context and targets. Leaves: one prediction a
+target. Targets attend to the context and not to each other, so that one pass answers any number of them and an answer
+does not depend on what else was asked. We decided against running context tokens through the predictor's blocks too
+(as image recipes do): it costs more than the answers.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sciJEPA.encoder import Attention, feed_forward, initialise
+from sciJEPA.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """Narrow on purpose: a strong predictor would spare the encoder the work."""
+
+    width: int = 64
+    """Width; a multiple of the number of heads."""
+    depth: int = 2
+    """Number of cross-attention blocks."""
+    heads: int = 4
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"predictor.width of {self.width} is not a multiple of predictor.heads, {self.heads}.")
+
+
+class CrossBlock(nn.Module):
+    """q + attention(norm(q), memory), then q + perceptron(norm(q))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_memory, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = Attention(width, heads)
+        self.mlp = feed_forward(width)
+
+    def forward(
+        self, query: Float[Tensor, "B M D"], memory: Float[Tensor, "B C D"], seen: Bool[Tensor, "B C"] | None
+    ) -> Float[Tensor, "B M D"]:
+        """One block."""
+        query = query + self.attention(self.norm_attention(query), self.norm_memory(memory), seen)
+        return query + self.mlp(self.norm_mlp(query))
+
+
+class Predictor(nn.Module):
+    """Predicts `out_width` numbers for every target position from the context."""
+
+    def __init__(self, config: PredictorConfig, *, in_width: int, feature_width: int, out_width: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(in_width, config.width)
+        self.where_context = nn.Linear(feature_width, config.width)
+        self.where_target = nn.Linear(feature_width, config.width)
+        self.blocks = nn.ModuleList(CrossBlock(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.leave = nn.Linear(config.width, out_width)
+        initialise(self, config.depth)
+
+    def forward(
+        self,
+        context: Float[Tensor, "B C L"],
+        context_features: Float[Tensor, "B C K"],
+        target_features: Float[Tensor, "B M K"],
+        seen: Bool[Tensor, "B C"] | None = None,
+    ) -> Float[Tensor, "B M Q"]:
+        """Predictions at the target positions."""
+        memory = self.enter(context) + self.where_context(context_features)
+        query = self.where_target(target_features)
+        for block in self.blocks:
+            query = block(query, memory, seen)
+        return self.leave(self.norm(query))

@@ -1,0 +1,164 @@
+"""Latents -> forecasts: probes that are fitted on frozen features.
+
+Arrives: features of each issue time (latents, or a control's) and the fields that followed. Leaves: predictions of the
+fields. All hyperparameters are chosen on the validation split. Ridge is solved in closed form through the smaller of the
+two Gram matrices, in float64; we decided against gradient descent, whose result depends on when one stops.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.linalg
+
+from sciJEPA.errors import UserError
+
+STRENGTHS = tuple(10.0**power for power in np.arange(-5, 3.01, 0.5))
+"""Ridge strengths, relative to the mean square of the features times their number."""
+BLOCK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of issue times, read when needed: `read(indices)` gives (len(indices), width)."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    width: int
+
+
+def rows_of(array: np.ndarray) -> Rows:
+    """Rows of an array (time, ...) in memory, flattened."""
+    flat = array.reshape(len(array), -1)
+    return Rows(lambda indices: flat[indices], flat.shape[1])
+
+
+@dataclass
+class Ridge:
+    """Ridge regression from rows of features to many targets at several leads, with one strength a lead and group.
+
+    Minimises |Y - X W|^2 + s |W|^2 with centred X and Y. Features are not standardised one by one: their relative size is
+    part of the representation.
+
+    Attributes after `fit`
+    ----------------------
+    strength_
+        Chosen strength, shape (leads, groups).
+    error_
+        Weighted squared error on the validation times with that strength, summed over targets; shape (leads, groups).
+    """
+
+    strengths: Sequence[float] = STRENGTHS
+    strength_: np.ndarray = field(init=False)
+    error_: np.ndarray = field(init=False)
+
+    def fit(
+        self,
+        features: Rows,
+        targets: Sequence[Rows],
+        train: np.ndarray,
+        validation: np.ndarray,
+        *,
+        weights: np.ndarray,
+        groups: int = 1,
+    ) -> "Ridge":
+        """Fit on `train`, choose the strength on `validation`.
+
+        Parameters
+        ----------
+        features
+            Features of each issue time.
+        targets
+            For each lead, the targets of each issue time.
+        train, validation
+            Numbers of issue times.
+        weights
+            Weight of each target in the choice of the strength, shape (targets,).
+        groups
+            Targets fall into so many equal, consecutive groups (variables) with a strength of their own.
+        """
+        self._features = features
+        self._mean = _mean(features, train)
+        self._primal = features.width <= len(train)
+        gram = self._gram(train)
+        trace = float(np.trace(gram))
+        if not trace > 0:
+            raise UserError("the features do not vary over the training times, so no probe can be fitted on them.")
+        eigenvalues, self._vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
+        self._eigenvalues = np.maximum(eigenvalues, 0)
+        unit = trace / len(train)
+        group_weights = np.split(np.asarray(weights, dtype=np.float64), groups)
+        self.strength_, self.error_ = np.empty((2, len(targets), groups))
+        self._solutions, self._target_means = [], []
+        validation_basis = self._project(validation)
+        for lead, target in enumerate(targets):
+            mean = _mean(target, train)
+            product = self._correlate(target, mean, train)
+            truth = target.read(validation) - mean
+            solution = np.empty_like(product)
+            for group, part in enumerate(np.split(np.arange(target.width), groups)):
+                errors = [
+                    float((((validation_basis / (self._eigenvalues + s * unit)) @ product[:, part] - truth[:, part]) ** 2 @ group_weights[group]).mean())
+                    for s in self.strengths
+                ]  # fmt: skip
+                best = self.strengths[int(np.argmin(errors))]
+                self.strength_[lead, group], self.error_[lead, group] = best, min(errors)
+                solution[:, part] = product[:, part] / (self._eigenvalues + best * unit)[:, None]
+            self._solutions.append(solution)
+            self._target_means.append(mean)
+        return self
+
+    def predict(self, times: np.ndarray) -> list[np.ndarray]:
+        """Predictions of each lead for these issue times, each (len(times), targets)."""
+        basis = self._project(times)
+        return [
+            (basis @ solution + mean).astype(np.float32)
+            for solution, mean in zip(self._solutions, self._target_means, strict=True)
+        ]
+
+    def _centred(self, indices: np.ndarray) -> np.ndarray:
+        return self._features.read(indices).astype(np.float64) - self._mean
+
+    def _gram(self, train: np.ndarray) -> np.ndarray:
+        if self._primal:
+            gram = np.zeros((self._features.width, self._features.width))
+            for block in _blocks(train):
+                part = self._centred(block)
+                gram += part.T @ part
+            return gram
+        self._train_features = self._features.read(train).astype(np.float32) - self._mean.astype(np.float32)
+        gram = np.empty((len(train), len(train)))
+        for first in range(0, len(train), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            gram[rows] = self._train_features[rows].astype(np.float64) @ self._train_features.T
+        return gram
+
+    def _project(self, times: np.ndarray) -> np.ndarray:
+        """Features in the eigenbasis: X V (primal) or X X_train^T U (dual)."""
+        parts = []
+        for block in _blocks(times):
+            part = self._centred(block)
+            parts.append((part if self._primal else part @ self._train_features.T) @ self._vectors)
+        return np.concatenate(parts)
+
+    def _correlate(self, target: Rows, mean: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Targets in the eigenbasis: V^T X^T Y (primal) or U^T Y (dual)."""
+        total = np.zeros((len(self._eigenvalues), target.width))
+        for first in range(0, len(train), BLOCK_ROWS):
+            block = train[first : first + BLOCK_ROWS]
+            wanted = target.read(block) - mean
+            if self._primal:
+                total += (self._centred(block) @ self._vectors).T @ wanted
+            else:
+                total += self._vectors[first : first + BLOCK_ROWS].T @ wanted
+        return total
+
+
+def _blocks(indices: np.ndarray) -> list[np.ndarray]:
+    return [indices[first : first + BLOCK_ROWS] for first in range(0, len(indices), BLOCK_ROWS)]
+
+
+def _mean(rows: Rows, indices: np.ndarray) -> np.ndarray:
+    total = np.zeros(rows.width)
+    for block in _blocks(indices):
+        total += rows.read(block).sum(axis=0, dtype=np.float64)
+    return total / len(indices)

@@ -1,0 +1,291 @@
+"""1. Archive -> samples: which windows exist, which split they belong to, and a stream of batches.
+
+Arrives: an `Archive`. Leaves: batches of windows that cross neither a gap nor a split, in an order that is a pure
+function of seed and epoch, so that a run resumes at any batch and workers change nothing. We decided against a generic
+data loader: it decodes a chunk again for each of its windows; here blocks of chunks are decoded once and serve all of
+their windows.
+"""
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sciJEPA.archive import Archive
+from sciJEPA.errors import UserError
+from sciJEPA.masking import Masker, MaskPlan
+from sciJEPA.normalize import Normalizer, calendar_features
+from sciJEPA.tokenizers.base import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which archive, which variables, how long the windows are, and how time is split."""
+
+    archive: str = ""
+    """Path of a Zarr store, a NetCDF file, or a folder of NetCDF files."""
+    variables: tuple[str, ...] | None = None
+    """Variables to use; all gridded ones if not given."""
+    window: int = 8
+    """Steps of a training sample."""
+    context: int = 4
+    """Steps of the issue window: what the encoder sees when a forecast is made."""
+    split: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Chronological shares of training, validation and test."""
+    validation_start: str | None = None
+    """First validation time; with test_start it replaces `split`."""
+    test_start: str | None = None
+    """First test time."""
+    gap: int = 0
+    """Steps left out before the validation and before the test split."""
+    memory_mb: int = 1024
+    """Memory for decoded blocks; an archive that fits is shuffled as a whole."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.context <= self.window:
+            raise UserError(
+                f"data.context must lie between 1 and data.window, got {self.context} and {self.window}; usual values "
+                "are 4 and 8."
+            )
+        if min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
+            raise UserError(f"data.split needs three positive shares that sum to 1, got {list(self.split)}.")
+        if (self.validation_start is None) != (self.test_start is None):
+            raise UserError("data.validation_start and data.test_start belong together: give both or neither.")
+        if self.gap < 0 or self.memory_mb < 1:
+            raise UserError(f"data.gap and data.memory_mb must not be negative, got {self.gap} and {self.memory_mb}.")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Step ranges (start, stop) of the three splits; they share no step."""
+
+    train: tuple[int, int]
+    validation: tuple[int, int]
+    test: tuple[int, int]
+
+
+def split_steps(archive: Archive, config: DataConfig) -> Splits:
+    """Chronological splits by share or by date, with a gap before validation and test.
+
+    Raises
+    ------
+    UserError
+        If the dates are out of order or outside of the archive, or a split is shorter than a window.
+    """
+    steps = len(archive)
+    if config.validation_start is None:
+        # Rounded, since 0.7 + 0.1 is not 0.8 in binary and must not move a boundary by a step.
+        cuts = [int(round(share * steps, 6)) for share in (config.split[0], config.split[0] + config.split[1])]
+    else:
+        cuts = [_first_step_from(archive, date) for date in (config.validation_start, str(config.test_start))]
+    splits = Splits((0, cuts[0]), (cuts[0] + config.gap, cuts[1]), (cuts[1] + config.gap, steps))
+    for name in ("train", "validation", "test"):
+        start, stop = getattr(splits, name)
+        if stop - start < config.window:
+            raise UserError(
+                f"the {name} split of {archive.source} has {max(stop - start, 0)} steps, fewer than data.window of "
+                f"{config.window}; use a longer archive, a shorter window or another data.split."
+            )
+    return splits
+
+
+def _first_step_from(archive: Archive, date: str) -> int:
+    if not hasattr(archive.time, "year"):
+        raise UserError(f"{archive.source} has no calendar, so '{date}' names no time; use data.split.")
+    try:
+        if isinstance(archive.time, pd.DatetimeIndex):
+            return int(archive.time.searchsorted(pd.Timestamp(date)))
+        return int(archive.time.get_slice_bound(date, "left"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{date}' is no date of the {archive.calendar} calendar of {archive.source}; write it as 2008-01-31."
+        ) from error
+
+
+def contiguous(archive: Archive) -> np.ndarray:
+    """Whether step t follows step t - 1 without a gap, shape (T,); months of 28 to 31 days do follow each other."""
+    steps = np.diff(archive.hours, prepend=archive.hours[0] - archive.cadence)
+    return np.abs(steps - archive.cadence) <= 0.5 * archive.cadence
+
+
+def window_starts(archive: Archive, split: tuple[int, int], length: int) -> np.ndarray:
+    """First steps of all windows of `length` steps inside the split that cross no gap."""
+    start, stop = split
+    if stop - start < length:
+        return np.empty(0, dtype=np.int64)
+    breaks = np.cumsum(~contiguous(archive))
+    first = np.arange(start, stop - length + 1)
+    return first[breaks[first + length - 1] == breaks[first]]
+
+
+def epoch_order(starts: np.ndarray, *, seed: int, epoch: int, block: int, mixed: int) -> np.ndarray:
+    """All window starts once, shuffled so that only `mixed` blocks of `block` steps are needed at a time.
+
+    Blocks are drawn in random order; the windows of `mixed` of them are served in random order before the next ones.
+    """
+    rng = np.random.default_rng([seed, 0, epoch])
+    blocks = np.unique(starts // block)
+    rank = np.empty(int(blocks.max()) + 1, dtype=np.int64)
+    rank[blocks] = rng.permutation(len(blocks))
+    group = rank[starts // block] // max(mixed, 1)
+    shuffled = rng.permutation(len(starts))
+    return starts[shuffled[np.argsort(group[shuffled], kind="stable")]]
+
+
+class WindowReader:
+    """Reads normalised windows; decoded blocks are kept, the least recently used ones dropped at the memory limit."""
+
+    def __init__(self, archive: Archive, normalizer: Normalizer, *, memory_mb: int = 1024) -> None:
+        self.archive, self.normalizer = archive, normalizer
+        per_step = len(archive.channels) * len(archive.latitude) * len(archive.longitude) * 5
+        target = max(1, min(len(archive), memory_mb * 2**20 // 32 // per_step))
+        self.block = max(archive.chunk_steps, target // archive.chunk_steps * archive.chunk_steps)
+        self.capacity = max(2, memory_mb * 2**20 // (self.block * per_step))
+        self._blocks: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._calendar = calendar_features(archive.time)
+
+    def read(self, starts: Sequence[int] | np.ndarray, length: int) -> Batch:
+        """The windows of `length` steps that begin at `starts`, as a batch."""
+        steps = np.asarray(starts)[:, None] + np.arange(length)
+        shape = (*steps.shape, len(self.archive.channels), len(self.archive.latitude), len(self.archive.longitude))
+        values = np.empty(shape, dtype=np.float32)
+        observed: np.ndarray | None = None
+        for number in np.unique(steps // self.block):
+            inside = steps // self.block == number
+            with self._lock:  # a stream's thread and its consumer may share a reader
+                block_values, block_observed = self._load(int(number))
+            local = steps[inside] - number * self.block
+            values[inside] = block_values[local]
+            if block_observed is not None:
+                observed = np.ones(shape, dtype=bool) if observed is None else observed
+                observed[inside] = block_observed[local]
+        return Batch(
+            values=torch.from_numpy(np.ascontiguousarray(values.swapaxes(1, 2))),
+            observed=None if observed is None else torch.from_numpy(np.ascontiguousarray(observed.swapaxes(1, 2))),
+            calendar=torch.from_numpy(self._calendar[steps]),
+            samples=torch.from_numpy(np.asarray(starts, dtype=np.int64)),
+        )
+
+    def steps(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Standardised anomalies and observed flags of consecutive steps, both (stop - start, V, H, W); not cached."""
+        values, observed = self.normalizer.apply(self.archive.read(start, stop), self.archive.time[start:stop])
+        return values, np.ones(values.shape, dtype=bool) if observed is None else observed
+
+    def _load(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if number in self._blocks:
+            self._blocks.move_to_end(number)
+            return self._blocks[number]
+        while len(self._blocks) >= self.capacity:
+            self._blocks.popitem(last=False)
+        start, stop = number * self.block, min((number + 1) * self.block, len(self.archive))
+        block = self.normalizer.apply(self.archive.read(start, stop), self.archive.time[start:stop])
+        self._blocks[number] = block
+        return block
+
+    def mixed(self, length: int) -> int:
+        """Blocks whose windows of `length` steps can be shuffled together without decoding a block twice."""
+        if self.capacity * self.block >= len(self.archive):
+            return self.capacity
+        reach = 1 + -(-(length - 1) // self.block)  # a window that begins in a block reaches into so many
+        return max(1, self.capacity // reach)
+
+
+@dataclass
+class BatchStream:
+    """All batches of a run, from batch `first` on, prepared by one thread ahead of the training.
+
+    Batch k is a pure function of the seed and of k: epoch k // per_epoch, position k % per_epoch. An incomplete last
+    batch of an epoch is left out; its windows are others in the next epoch.
+
+    Parameters
+    ----------
+    reader, masker, starts
+        Where windows come from, how they are masked, which ones there are.
+    length
+        Windows of how many steps.
+    batches, batch_size
+        Batches of the whole run, and windows in each over all ranks.
+    rank, world
+        This process and the number of processes; each takes its share of every batch.
+    """
+
+    reader: WindowReader
+    masker: Masker
+    starts: np.ndarray
+    length: int
+    batches: int
+    batch_size: int
+    seed: int = 0
+    first: int = 0
+    rank: int = 0
+    world: int = 1
+    _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.starts) < self.batch_size:
+            raise UserError(
+                f"the training split of {self.reader.archive.source} has {len(self.starts)} windows of {self.length} "
+                f"steps without a gap, fewer than one batch of {self.batch_size}; lower training.batch_size or "
+                "data.window."
+            )
+
+    def __len__(self) -> int:
+        return self.batches
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in one pass over the windows."""
+        return len(self.starts) // self.batch_size
+
+    def samples(self, batch: int) -> np.ndarray:
+        """Window starts of one batch, over all ranks."""
+        epoch, position = divmod(batch, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            mixed = self.reader.mixed(self.length)
+            order = epoch_order(self.starts, seed=self.seed, epoch=epoch, block=self.reader.block, mixed=mixed)
+            self._order = (epoch, order)
+        return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+    def __iter__(self) -> Iterator[tuple[Batch, MaskPlan]]:
+        """Yields batches `first` to the last."""
+        ready: queue.Queue = queue.Queue(maxsize=2)
+        stopped = threading.Event()
+
+        def hand_over(item: tuple[Batch, MaskPlan] | BaseException) -> None:
+            while not stopped.is_set():  # a consumer that has stopped empties the queue no more
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def produce() -> None:
+            try:
+                for number in range(self.first, self.batches):
+                    if stopped.is_set():
+                        return
+                    hand_over(self._batch(number))
+            except BaseException as error:  # the training thread raises it
+                hand_over(error)
+
+        thread = threading.Thread(target=produce, daemon=True, name="sciJEPA batches")
+        thread.start()
+        try:
+            for _ in range(self.first, self.batches):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _batch(self, number: int) -> tuple[Batch, MaskPlan]:
+        samples = self.samples(number)[self.rank :: self.world]
+        plan = self.masker(samples.tolist(), epoch=number // self.per_epoch, step=number)
+        return self.reader.read(samples, self.length), plan

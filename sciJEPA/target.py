@@ -1,0 +1,64 @@
+"""Latents -> targets: the moving average of the encoder, and what of its output the predictor has to meet.
+
+Arrives: the encoder and the tokens. Leaves: targets without gradient. We decided against a fixed momentum: 0.999 barely
+moves in a thousand steps and forgets everything in a million; a half-life as a share of the run does not depend on its
+length.
+"""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def momentum(half_life: float, steps: int) -> float:
+    """Weight m of the old average, such that m ** (half_life * steps) = 1/2.
+
+    >>> round(momentum(0.1, 1000), 5)
+    0.99309
+    """
+    return 0.5 ** (1.0 / max(half_life * steps, 1e-9))
+
+
+class MovingAverage(nn.Module):
+    """Exponential moving average of a module's parameters; never trained, never in training mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "MovingAverage":
+        """Stay in evaluation mode, whatever the model around it does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, weight: float) -> None:
+        """Move by (1 - weight) of the way: average <- weight * average + (1 - weight) * source."""
+        averages: list[Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(averages, [p.detach() for p in source.parameters()], 1.0 - weight)
+
+    @torch.no_grad()
+    def forward(self, *inputs: object) -> Tensor:
+        """The average's output."""
+        return self.module(*inputs)
+
+
+def standardise(latents: Float[Tensor, "B N L"], over: str) -> Float[Tensor, "B N L"]:
+    """Bring targets to mean 0 and variance 1, in float32.
+
+    Parameters
+    ----------
+    over
+        "batch": every feature over samples and tokens, which keeps what is large in one sample and small in another;
+        "token": every token over its features (the layer norm of I-JEPA, https://arxiv.org/abs/2301.08243), which
+        removes the amplitude; "none".
+    """
+    latents = latents.float()
+    if over == "none":
+        return latents
+    dims = (0, 1) if over == "batch" else (2,)
+    mean = latents.mean(dim=dims, keepdim=True)
+    variance = latents.var(dim=dims, keepdim=True, unbiased=False)
+    return (latents - mean) * torch.rsqrt(variance + 1e-6)
