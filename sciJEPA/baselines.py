@@ -1,7 +1,8 @@
 """The controls: what a reviewer would ask for, fitted on the same training times and judged on the same test times.
 
-Arrives: a reader of standardised anomalies, issue steps and leads. Leaves: objects whose `predict(steps)` gives, for each
-lead, standardised anomalies (len(steps), V H W), like a probe's. Missing values at the issue time count as climatology.
+Arrives: a reader of standardised anomalies, issue steps and leads. Leaves: objects whose `predict(steps)` gives, for
+each lead, standardised anomalies (len(steps), V H W), like a probe's. Missing values at the issue time count as
+climatology.
 """
 
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ class Climatology:
 class DampedPersistence:
     """The issue time's anomaly times a factor, fitted at every grid point and lead on the training times.
 
-    The factor is sum(a(t) a(t + lead)) / sum(a(t)^2): a first-order autoregressive process.
+    The factor is sum(a(t) a(t + lead)) / sum(a(t)^2) over the times t whose outcome was observed: a first-order
+    autoregressive process.
     """
 
     reader: WindowReader
@@ -91,14 +93,15 @@ class DampedPersistence:
     @classmethod
     def fit(cls, reader: WindowReader, leads: Sequence[int], train: np.ndarray) -> "DampedPersistence":
         """Fit the factors."""
-        squares = np.zeros(_points(reader))
-        products = np.zeros((len(leads), _points(reader)))
+        squares, products = np.zeros((2, len(leads), _points(reader)))
         for first in range(0, len(train), BLOCK_ROWS):
             steps = train[first : first + BLOCK_ROWS]
             now = fields(reader).read(steps).astype(np.float64)
-            squares += (now**2).sum(axis=0)
             for number, lead in enumerate(leads):
-                products[number] += (now * fields(reader, lead).read(steps)).sum(axis=0)
+                outcome = reader.read(steps + lead, 1)
+                seen = 1.0 if outcome.observed is None else outcome.observed.numpy().reshape(now.shape)
+                squares[number] += (now**2 * seen).sum(axis=0)
+                products[number] += (now * outcome.values.numpy().reshape(now.shape)).sum(axis=0)
         return cls(reader, list((products / np.where(squares > 0, squares, 1)).astype(np.float32)))
 
     def predict(self, times: np.ndarray) -> list[np.ndarray]:

@@ -10,7 +10,9 @@ waits until that verb is called.
 import argparse
 import contextlib
 import difflib
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +24,15 @@ from sciJEPA.terminal import complain, outline, quiet_libraries, to_json, write
 EPILOG = """\
 A first look:   scijepa demo
 Your archive:   scijepa inspect era5.zarr
-                scijepa pretrain --config climate-tiny --archive era5.zarr --dry-run
-                scijepa pretrain --config climate-tiny --archive era5.zarr --out runs/mine
+                scijepa pretrain --config demo --archive era5.zarr --dry-run
+                scijepa pretrain --config demo --archive era5.zarr --out runs/mine
                 scijepa probe runs/mine era5.zarr --lead 1D,3D
 """
 CONFIGS_ACTIONS = ("list", "show", "copy")
+GOES_ON = {
+    "pretrain": "the same command with --resume goes on from the last checkpoint",
+    "demo": "the same command goes on where this one stopped",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = options.run(options)
         return write(text)
     except BaseException as error:
-        out, resumable = getattr(options, "out", None), getattr(options, "verb", None) == "pretrain"
-        return complain(error, out=out, resumable=resumable)
+        goes_on = GOES_ON.get(getattr(options, "verb", None) or "", "")
+        return complain(error, out=getattr(options, "out", None), goes_on=goes_on)
 
 
 def _inspect(options: argparse.Namespace) -> str:
@@ -100,17 +106,32 @@ def _pretrain(options: argparse.Namespace) -> str:
     config = load_config(source, overrides)
     if options.print_config:
         return config_to_yaml(config).rstrip()
-    from sciJEPA.pretrain import describe_run, pretrain
-
     if options.dry_run:
+        from sciJEPA.pretrain import describe_run
+
         description = describe_run(config)
         return to_json(description) if options.json else outline(description)
     options.out = options.out or Path("runs") / Path(source).stem
+    _check_place(options.out)
+    from sciJEPA.pretrain import pretrain
+
     model = pretrain(config, options.out, resume=options.resume)
     return to_json({"run": str(options.out), "model": str(options.out / "model")}) if options.json else repr(model)
 
 
+def _check_place(out: Path) -> None:
+    """Refuse, before any work, a place where nothing can be written; whether it exists is for the verb to judge."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if folder == out:
+        return
+    if not folder.is_dir():
+        raise UserError(f"cannot write {out}: {folder} is a file and no folder; choose another --out.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {out}: you have no permission to write in {folder}; choose another --out.")
+
+
 def _embed(options: argparse.Namespace) -> str:
+    _check_place(options.out)
     from sciJEPA.hub import load
     from sciJEPA.latents import embed
 
@@ -120,26 +141,28 @@ def _embed(options: argparse.Namespace) -> str:
 
 
 def _probe(options: argparse.Namespace) -> str:
-    from sciJEPA.archive import open_archive
-    from sciJEPA.panel import probe
-    from sciJEPA.score_table import format_table
-
     options.out = options.out or Path(options.model) / "probe"
+    _check_place(options.out)
+    from sciJEPA.archive import open_archive
+    from sciJEPA.panel import probe, units_of
+    from sciJEPA.scores import format_table
+
     controls = "all" if options.controls == ["all"] else options.controls
     rows = probe(
         options.model, options.archive, lead=options.lead, controls=controls, out=options.out, seed=options.seed
     )
     if options.json:
         return to_json({"scores": rows.to_dict("records")})
-    channels = open_archive(options.archive).channels
-    return format_table(rows, {channel.name: channel.units for channel in channels})
+    return format_table(rows, units_of(open_archive(options.archive)))
 
 
 def _demo(options: argparse.Namespace) -> str:
+    _check_place(options.out)
     from sciJEPA.demo import demo
 
-    demo(options.out, archive=options.archive, config=options.config)
-    return f"{options.out} holds the whole run."
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        demo(options.out, archive=options.archive, config=options.config)
+    return printed.getvalue().rstrip()
 
 
 def _doctor(options: argparse.Namespace) -> str:

@@ -61,6 +61,14 @@ class TrainingConfig:
         for name in ("learning_rate", "half_life", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
+        if not self.weight_decay >= 0:
+            raise UserError(
+                f"training.weight_decay must be at least 0, got {self.weight_decay}; a usual value is 0.05."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise UserError(
+                f"training.threads must be at least 1, got {self.threads}; leave it out for torch's choice."
+            )
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"training.precision must be auto, float32 or bfloat16, got '{self.precision}'.")
         if not 0 <= self.warmup < 1:
@@ -84,6 +92,10 @@ class RunConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, got {self.seed}.")
 
 
 def load_config(name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -110,7 +122,11 @@ def load_config(name_or_file: str | Path, overrides: Mapping[str, Any] | None = 
                 f"there is no configuration file or preset '{name_or_file}'; {_nearest(str(name_or_file), names)}"
                 f"the presets are {', '.join(names)}."
             )
-    tree = _parse(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no YAML file: it is not text in UTF-8.") from error
+    tree = _parse(text, str(path))
     for key, value in (overrides or {}).items():
         _set(tree, key, _parse_value(value, key))
     return config_from_dict(tree, str(path))
@@ -178,7 +194,9 @@ def _parse_value(value: Any, key: str) -> Any:
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:  # also a section whose keys are all commented out
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise UserError(f"'{key}' is no key: '{parent}' holds a value, not a section.")
     tree[last] = value
@@ -191,13 +209,15 @@ def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
     values = {}
     for key, value in tree.items():
         if key not in hints:
-            everywhere = _all_keys(RunConfig)
+            everywhere = [*_all_keys(RunConfig), *typing.get_type_hints(RunConfig)]
             raise UserError(
                 f"{source}: there is no key '{prefix}{key}'; "
                 + (_nearest(f"{prefix}{key}", everywhere) or f"the keys here are {', '.join(hints)}.")
             )
         if dataclasses.is_dataclass(hints[key]):
-            values[key] = _build(typing.cast(type, hints[key]), {} if value is None else value, f"{prefix}{key}.", source)
+            values[key] = _build(
+                typing.cast(type, hints[key]), {} if value is None else value, f"{prefix}{key}.", source
+            )
         else:
             values[key] = _convert(hints[key], value, f"{prefix}{key}", source)
     return cls(**values)
@@ -206,18 +226,21 @@ def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
 def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
+        raise UserError(f"{source}: {key} must be {wanted}, got {value!r}.")  # else it would be taken for 0 or 1
     try:
         # YAML reads 1e-3 as text; numbers in text are meant as numbers wherever a number is asked for.
         return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=False)).validate_python(value)
     except ValidationError as error:
-        wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         raise UserError(f"{source}: {key} must be {wanted}, got {value!r}.") from error
 
 
 def _all_keys(cls: type, prefix: str = "") -> list[str]:
     keys = []
     for key, hint in typing.get_type_hints(cls).items():
-        keys += _all_keys(hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{key}"]
+        section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        keys += _all_keys(hint, f"{prefix}{key}.") if section else [f"{prefix}{key}"]
     return keys
 
 

@@ -32,8 +32,8 @@ def doctor() -> dict[str, Any]:
 
     Returns
     -------
-    dict with scijepa, python, platform, location, cores, memory_gb, devices, precision (what `training.precision` auto comes
-    to), packages, engines, extras, data, problems (sentences) and verdict; serialisable as JSON.
+    dict with scijepa, python, platform, location, cores, memory_gb, devices, precision (which training would choose),
+    packages, engines, extras, data, problems (sentences) and verdict; serialisable as JSON.
 
     Examples
     --------
@@ -72,9 +72,8 @@ def format_doctor(report: dict[str, Any]) -> str:
     lines += [f"Python {report['python']}, {report['platform']}"]
     memory = f", {report['memory_gb']:g} GB of memory" if report["memory_gb"] else ""
     lines += [f"{report['cores']} cores{memory}", "", "devices"]
-    lines += [
-        f"  {device['name']:<8} {device['title']}, trains in {device['precision']}" for device in report["devices"]
-    ]
+    lines += [f"  {device['name']:<8} {device['title']}" for device in report["devices"]]
+    lines += [f"  training computes in {report['precision']}"] if report["precision"] else []
     width = max(map(len, report["packages"]), default=0)
     lines += ["", "packages"]
     for name, found in report["packages"].items():

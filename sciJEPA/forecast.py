@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cftime
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -18,7 +19,7 @@ from sciJEPA.baselines import Climatology, DampedPersistence, Forecaster, Persis
 from sciJEPA.errors import UserError
 from sciJEPA.normalize import Normalizer, fit_normalizer
 from sciJEPA.probes import STRENGTHS, Ridge, Rows
-from sciJEPA.samples import WindowReader, contiguous
+from sciJEPA.samples import WindowReader, contiguous, window_starts
 from sciJEPA.score_table import lead_days
 from sciJEPA.scores import latitude_weights, rmse
 
@@ -31,8 +32,8 @@ def lead_steps(lead: str, archive: Archive) -> int:
     # Months have 28 to 31 days; anything else has to fit.
     if nearest < 1 or abs(steps - nearest) > (0.1 * nearest if unit in ("m", "mo", "y") else 1e-6):
         raise UserError(
-            f"a lead of {lead} is {steps:.3g} steps of {archive.source}, whose steps are {archive.cadence:g} hours; use a "
-            f"multiple such as {lead_label(1, archive)} or {lead_label(3, archive)}."
+            f"a lead of {lead} is {steps:.3g} steps of {archive.source}, whose steps are {archive.cadence:g} hours; "
+            f"use a multiple such as {lead_label(1, archive)} or {lead_label(3, archive)}."
         )
     return nearest
 
@@ -49,8 +50,6 @@ def lead_label(steps: int, archive: Archive) -> str:
 
 def issue_steps(archive: Archive, split: tuple[int, int], context: int, horizon: int) -> np.ndarray:
     """Issue steps whose window of `context` steps and whose next `horizon` steps lie in the split without a gap."""
-    from sciJEPA.samples import window_starts
-
     return window_starts(archive, split, context + horizon) + context - 1
 
 
@@ -66,29 +65,60 @@ def to_dataset(
     """Standardised anomalies of each lead, shape (n, V H W), as fields in physical units under the archive's names."""
     shape = (len(steps), len(archive.channels), len(archive.latitude), len(archive.longitude))
     physical = np.stack(
-        [normalizer.invert(p.reshape(shape), archive.time[steps + lead]) for p, lead in zip(predictions, leads, strict=True)],
+        [
+            normalizer.invert(p.reshape(shape), archive.time[steps + lead])
+            for p, lead in zip(predictions, leads, strict=True)
+        ],
         axis=1,
     )
+    return label_fields(physical, archive, steps, leads)
+
+
+def label_fields(physical: np.ndarray, archive: Archive, steps: np.ndarray, leads: Sequence[int]) -> xr.Dataset:
+    """Fields (n, leads, V, H, W) in physical units, `leads` steps after the issue steps, under the archive's names."""
     valid = np.stack([np.asarray(archive.time[steps + lead]) for lead in leads], axis=1)
     space = (archive.axes["latitude"], archive.axes["longitude"])
     coords: dict[str, Any] = {
         "init_time": np.asarray(archive.time[steps]),
         "lead_time": ("lead_time", _lead_values(archive, leads), {"long_name": "time since issue"}),
         "valid_time": (("init_time", "lead_time"), valid),
-        space[0]: archive.ds[space[0]],
-        space[1]: archive.ds[space[1]],
+        **_coordinates_on(archive, space),
     }
     variables: dict[str, Any] = {}
     for name in archive.variables:
         numbers = [i for i, channel in enumerate(archive.channels) if channel.variable == name]
-        attrs = {key: archive.ds[name].attrs[key] for key in ("units", "long_name", "standard_name") if key in archive.ds[name].attrs}
+        attrs = {
+            key: archive.ds[name].attrs[key]
+            for key in ("units", "long_name", "standard_name")
+            if key in archive.ds[name].attrs
+        }
         if archive.channels[numbers[0]].level is None:
             variables[name] = (("init_time", "lead_time", *space), physical[:, :, numbers[0]], attrs)
         else:
             level = archive.axes["level"]
-            coords[level] = archive.ds[level]
+            coords |= _coordinates_on(archive, (level,))
             variables[name] = (("init_time", "lead_time", level, *space), physical[:, :, numbers], attrs)
     return xr.Dataset(variables, coords=coords)
+
+
+def _coordinates_on(archive: Archive, dims: Sequence[str]) -> dict[str, Any]:
+    """The archive's coordinates on these dimensions, without the way in which they were stored."""
+    return {
+        str(name): (coordinate.dims, coordinate.values, coordinate.attrs)
+        for name, coordinate in archive.ds.coords.items()
+        if coordinate.dims and set(coordinate.dims) <= set(dims)
+    }
+
+
+def row_weights(archive: Archive) -> xr.DataArray:
+    """Area weight of every row of the grid, on the archive's own dimension."""
+    # From the archive and not from ds[dim]: the degrees may be in another coordinate, such as lat(y).
+    return xr.DataArray(latitude_weights(archive.latitude), dims=archive.axes["latitude"])
+
+
+def time_labels(archive: Archive) -> list[str]:
+    """Every time as a normaliser's `trained_on` writes it; Index.astype(str) leaves midnight out."""
+    return [str(time) for time in archive.time]
 
 
 def _lead_values(archive: Archive, leads: Sequence[int]) -> np.ndarray:
@@ -146,29 +176,45 @@ class ForecastProbe:
         archive
             Holds the fields to be forecast; climatology and spread are taken from the training times.
         validation
-            Latents on which the strength is chosen; without it, the last eighth of the training times.
+            Latents on which the strength is chosen; without it, the last eighth of the training times, or twice the
+            longest lead if that is more.
+
+        Raises
+        ------
+        UserError
+            If the latents are of another archive, a lead is no multiple of the archive's steps, validation and training
+            share times, or either has no time whose outcome is known.
         """
         archive = open_archive(archive)
         leads = [self.lead] if isinstance(self.lead, str) else list(self.lead)
         self.leads_ = [lead_steps(lead, archive) for lead in leads]
+        horizon = max(self.leads_)
         steps = _steps_of(latents, archive)
         if validation is None:
-            # The outcomes of the last training times may not reach into the validation times.
-            cut = len(steps) - max(1, len(steps) // 8)
-            held_out = steps[cut:]
-            steps = steps[steps + max(self.leads_) < held_out[0]]
-            held_latents = latents
+            cut = max(0, len(steps) - max(len(steps) // 8, 2 * horizon))
+            steps, held_out, held_latents = steps[:cut], steps[cut:], latents
         else:
             held_latents, held_out = validation, _steps_of(validation, archive)
             if len(np.intersect1d(steps, held_out)):
-                raise UserError("validation shares times with the training latents; a strength chosen there is worthless.")
-        last = min(steps[-1] + max(self.leads_), len(archive) - 1)
-        first = max(0, steps[0] - int(latents.attrs.get("window_steps", 1)) + 1)
+                raise UserError(
+                    "validation shares times with the training latents; a strength chosen there is worthless."
+                )
+        # Outcomes of training times may not reach into the validation times, nor those of validation times beyond them.
+        train = _with_outcome(steps[(steps + horizon < held_out.min()) | (steps > held_out.max())], archive, horizon)
+        chosen = _with_outcome(held_out[held_out + horizon <= held_out.max()], archive, horizon)
+        for name, kept in (("training", train), ("validation", chosen)):
+            if not len(kept):
+                raise UserError(
+                    f"no {name} time of {archive.source} is followed by {horizon} steps of the same split without a "
+                    "gap; use more times or a shorter lead."
+                )
+        last = int(train[-1]) + horizon
+        first = max(0, int(train[0]) - int(latents.attrs.get("window_steps", 1)) + 1)
         self.normalizer_ = fit_normalizer(archive, first, last + 1)
         self.archive_ = archive
         self.reader_ = WindowReader(archive, self.normalizer_)
-        train, chosen = (_with_outcome(s, archive, max(self.leads_)) for s in (steps, held_out))
-        self.trained_until_ = archive.time[last]
+        self.model_id_ = latents.attrs.get("model_id", "")
+        self.tuned_until_ = str(archive.time[int(held_out.max())])
         self.ridge_ = Ridge(self.strengths).fit(
             _latent_rows([latents, held_latents], archive),
             [fields(self.reader_, lead) for lead in self.leads_],
@@ -182,20 +228,30 @@ class ForecastProbe:
     def predict(self, latents: xr.Dataset) -> xr.Dataset:
         """Forecasts from these latents: dims (init_time, lead_time, ...), in the archive's units and names.
 
-        Issue times whose valid time lies beyond the archive are left out, since `init_time` and `valid_time` are labelled
-        from the archive's own time axis.
+        Issue times that are not followed by the whole lead without a gap in the archive are left out, since
+        `init_time` and `valid_time` are labelled from the archive's own time axis.
         """
         if not hasattr(self, "ridge_"):
             raise UserError("the probe is not fitted; call fit(latents, archive) first.")
-        steps = _steps_of(latents, self.archive_)
-        steps = steps[steps + max(self.leads_) < len(self.archive_)]
+        model_id = latents.attrs.get("model_id", "")
+        if model_id != self.model_id_:
+            raise UserError(
+                f"the probe was fitted on latents of model {self.model_id_}, these are of model {model_id}."
+            )
+        steps = _with_outcome(_steps_of(latents, self.archive_), self.archive_, max(self.leads_))
+        if not len(steps):
+            raise UserError(
+                f"none of these latents is followed by {max(self.leads_)} steps in {self.archive_.source}, from which "
+                "valid times are labelled; predict from earlier latents."
+            )
         self.ridge_._features = _latent_rows([latents], self.archive_)
         forecast = to_dataset(self.ridge_.predict(steps), self.archive_, self.normalizer_, steps, self.leads_)
         forecast.attrs = {
-            "model_id": latents.attrs.get("model_id", ""),
+            "model_id": model_id,
             "probe": "ridge",
             "trained_from": self.normalizer_.trained_on[0],
             "trained_until": self.normalizer_.trained_on[1],
+            "tuned_until": self.tuned_until_,
         }
         return forecast
 
@@ -222,19 +278,23 @@ def skill(
         One row a variable, lead and method: rmse in the variable's units, skill = 1 - RMSE(forecast) / RMSE(method).
     """
     archive = open_archive(truth, variables=[str(name) for name in forecast.data_vars])
-    labels = archive.time.astype(str)
-    first = int(labels.get_loc(forecast.attrs["trained_from"]))
-    last = int(labels.get_loc(forecast.attrs["trained_until"]))
-    steps = archive.time.get_indexer(pd.Index(forecast["init_time"].values))
-    valid = forecast["valid_time"].values
-    leads = [int(archive.time.get_indexer(pd.Index(valid[:1, i]))[0] - steps[0]) for i in range(valid.shape[1])]
-    if steps[0] <= last:
+    steps, leads = _issue_and_leads(forecast, archive)
+    labels = time_labels(archive)
+    wanted = [str(forecast.attrs.get(name)) for name in ("trained_from", "trained_until", "tuned_until")]
+    absent = [label for label in wanted if label not in labels]
+    if absent:
         raise UserError(
-            f"the forecasts begin at {labels[steps[0]]}, within the training times that end at {labels[last]}; skill there "
-            "would be hindsight. Predict later times."
+            f"the forecasts were trained from {wanted[0]} to {wanted[1]}, but {absent[0]} is no time of "
+            f"{archive.source}; pass the archive that the probe was fitted on."
+        )
+    first, last, tuned = (labels.index(label) for label in wanted)
+    if steps.min() <= max(last, tuned):
+        raise UserError(
+            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times that end at "
+            f"{labels[max(last, tuned)]}; skill there would be hindsight. Predict later times."
         )
     reader = WindowReader(archive, fit_normalizer(archive, first, last + 1))
-    train = np.arange(first, last + 1 - max(leads))
+    train = issue_steps(archive, (first, last + 1), 1, max(leads))
     makers: dict[str, Any] = {
         "persistence": lambda: Persistence(reader, leads),
         "climatology": lambda: Climatology(reader, leads),
@@ -247,8 +307,12 @@ def skill(
     for name in against:
         method: Forecaster = makers[name]()
         methods[name] = to_dataset(method.predict(steps), archive, reader.normalizer, steps, leads)
-    observed = _truth(archive, steps, leads, forecast)
-    weights = latitude_weights(archive.ds[archive.axes["latitude"]])
+    span = int(steps.min())
+    truth_fields = archive.read(span, int(steps.max()) + max(leads) + 1)
+    observed = label_fields(
+        np.stack([truth_fields[steps + lead - span] for lead in leads], axis=1), archive, steps, leads
+    ).assign_coords({name: forecast[name] for name in ("init_time", "lead_time")})
+    weights = row_weights(archive)
     over = (archive.axes["latitude"], archive.axes["longitude"])
     rows = []
     for variable in forecast.data_vars:
@@ -260,21 +324,35 @@ def skill(
     return pd.concat(rows, ignore_index=True)
 
 
-def _truth(archive: Archive, steps: np.ndarray, leads: Sequence[int], like: xr.Dataset) -> xr.Dataset:
-    time = archive.axes["time"]
-    parts = []
-    for number, lead in enumerate(leads):
-        valid = archive.ds[list(like.data_vars)].isel({time: steps + lead}).load().drop_vars(time)
-        parts.append(valid.rename({time: "init_time"}).assign_coords(init_time=like["init_time"], lead_time=like["lead_time"][number]))
-    return xr.concat(parts, dim="lead_time").transpose("init_time", "lead_time", ...)
+def _issue_and_leads(forecast: xr.Dataset, archive: Archive) -> tuple[np.ndarray, list[int]]:
+    """Issue steps of a forecast and its leads in steps."""
+    steps = _positions(forecast["init_time"].values, archive)
+    valid = forecast["valid_time"].transpose("init_time", "lead_time").values
+    ahead = _positions(valid.ravel(), archive).reshape(valid.shape) - steps[:, None]
+    if not len(steps) or steps.min() < 0 or (ahead < 1).any() or (ahead != ahead[0]).any():
+        raise UserError(
+            f"the forecast's init_time and valid_time are not times of {archive.source}; pass the archive that the "
+            "probe was fitted on."
+        )
+    return steps, ahead[0].tolist()
+
+
+def _positions(times: np.ndarray, archive: Archive) -> np.ndarray:
+    """Steps of the archive with these times; -1 for those that it lacks."""
+    if isinstance(archive.time, xr.CFTimeIndex) and times.dtype.kind == "M":
+        # Dates of the standard calendar come back from a store as datetime64.
+        dates = pd.DatetimeIndex(times).to_pydatetime()
+        calendar = str(archive.time.calendar)
+        times = np.array([cftime.datetime(*d.timetuple()[:6], d.microsecond, calendar=calendar) for d in dates])
+    return np.asarray(archive.time.get_indexer(pd.Index(times)))
 
 
 def _steps_of(latents: xr.Dataset, archive: Archive) -> np.ndarray:
-    steps = archive.time.get_indexer(pd.Index(latents["time"].values) if archive.calendar != "none" else latents["time"].values)
+    steps = _positions(latents["time"].values, archive)
     if (steps < 0).any() or not len(steps):
         raise UserError(
-            f"{int((steps < 0).sum())} of {len(steps)} latent times are not times of {archive.source}; embed that archive, "
-            "or pass the one that the latents come from."
+            f"{int((steps < 0).sum())} of {len(steps)} latent times are not times of {archive.source}; embed that "
+            "archive, or pass the one that the latents come from."
         )
     return steps
 

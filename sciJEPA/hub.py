@@ -1,7 +1,8 @@
 """Models as folders: safetensors, JSON and a card; loading runs nobody's code.
 
-A model folder holds `model.safetensors` (weights), `statistics.safetensors` (climatology and spread), `config.json` (how
-to build it, for which grid and channels, where it comes from, and the SHA-256 of the two) and `README.md` (the card).
+A model folder holds `model.safetensors` (weights), `statistics.safetensors` (climatology and spread), `config.json`
+(how to build it, for which grid and channels, where it comes from, and the SHA-256 of the two) and `README.md` (the
+card).
 """
 
 import dataclasses
@@ -90,8 +91,16 @@ class Model:
         )
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write the model folder; complete or not there at all."""
+        """Write the model folder, complete or not at all; nothing is written over.
+
+        Raises
+        ------
+        UserError
+            If the folder exists.
+        """
         folder = Path(folder)
+        if folder.exists():
+            raise UserError(f"{folder} exists already and nothing is written over; choose another folder.")
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -116,7 +125,6 @@ class Model:
         }
         (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
         (partial / CARD).write_text(_card(self))
-        shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
         return folder
 
@@ -139,12 +147,15 @@ def load(path: str | os.PathLike) -> Model:
             raise UserError(f"{folder} holds no model ({CONFIG} is missing); {advice}")
         folder = folder / "model"
     try:
-        description = json.loads((folder / CONFIG).read_text())
+        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         for name, digest in description["sha256"].items():
             if _file_digest(folder / name) != digest:
-                raise UserError(f"{folder / name} is damaged or was changed after saving: its SHA-256 differs from {CONFIG}.")
+                raise UserError(
+                    f"{folder / name} is damaged or was changed after saving: its SHA-256 differs from {CONFIG}."
+                )
         config = config_from_dict(description["config"], str(folder / CONFIG))
-        spec = GridSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in description["spec"].items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["spec"].items()}
+        spec = GridSpec(**fields)
         weights, arrays = load_file(folder / WEIGHTS), load_arrays(folder / STATISTICS)
         statistics = description["statistics"]
         normalizer = Normalizer(
@@ -155,10 +166,15 @@ def load(path: str | os.PathLike) -> Model:
         )
         jepa = build_jepa(config, spec)
         jepa.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"the model in {folder} is incomplete or damaged ({type(error).__name__}: {reason}); save it again.") from error
-    return Model(jepa.eval(), normalizer, config, spec, tuple(description["units"]), description["provenance"])
+        return Model(jepa.eval(), normalizer, config, spec, tuple(description["units"]), description["provenance"])
+    except UserError:
+        raise
+    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        at = f" at {folder / CONFIG}" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else ""
+        reason = (str(error) or "no reason given").splitlines()[0][:200]
+        raise UserError(
+            f"the model in {folder} is incomplete or damaged ({type(error).__name__}{at}: {reason}); save it again."
+        ) from error
 
 
 def grid_spec(archive: Archive, config: RunConfig) -> GridSpec:

@@ -27,8 +27,6 @@ class ObjectiveConfig:
     """Targets are standardised over the batch, over the token's own features, or not (none)."""
     scope: str = "window"
     """What the target encoder sees of the future: the whole window, or the future alone."""
-    layers: int = 1
-    """Targets are the mean of the last so many blocks' outputs."""
     variance: float = 1.0
     """Weight of the variance hinge on the context latents."""
     covariance: float = 0.04

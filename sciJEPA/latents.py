@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
-from sciJEPA.masking import Masker, MaskingConfig
+from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.samples import WindowReader, window_starts
 
 MEMORY_LIMIT = 2**30
 """Latents above this many bytes must go to disk."""
+BLOCK_BYTES = 2**26
+"""Latents are written in blocks of about this size."""
 
 
 def embed(
@@ -71,11 +74,13 @@ def embed(
     grid = model.jepa.tokenizer.grid
     size = len(starts) * grid.context_times * grid.per_time * model.jepa.encoder.width * 4
     if not len(starts):
-        raise UserError(f"{archive.source} has no {context} consecutive steps without a gap; there is nothing to embed.")
+        raise UserError(
+            f"{archive.source} has no {context} consecutive steps without a gap; there is nothing to embed."
+        )
     if out is None and size > MEMORY_LIMIT:
         raise UserError(
-            f"the latents of {archive.source} take {size / 2**30:.1f} GB, more than {MEMORY_LIMIT / 2**30:.0f} GB; write "
-            "them to disk with out='latents.zarr'."
+            f"the latents of {archive.source} take {size / 2**30:.1f} GB, more than {MEMORY_LIMIT / 2**30:.0f} GB; "
+            "write them to disk with out='latents.zarr'."
         )
     blocks = _encode(model, archive, starts, encoder, batch_size, progress)
     labelled = (_label(model, archive, starts[a:b] + context - 1, encoder, values) for a, b, values in blocks)
@@ -87,7 +92,7 @@ def embed(
 def energy(
     model: Model, archive: str | os.PathLike | xr.Dataset | Archive, *, batch_size: int = 64, progress: bool = True
 ) -> xr.Dataset:
-    """How surprising what followed was: distance between predicted and encoded latents of the steps after the issue time.
+    """How surprising what followed was: distance between predicted and encoded latents of what came after.
 
     Returns
     -------
@@ -99,16 +104,25 @@ def energy(
     archive = model.open(archive)
     data = model.config.data
     if data.window == data.context:
-        raise UserError("energy needs steps after the issue window, but the model has data.window equal to data.context.")
+        raise UserError(
+            "energy needs steps after the issue window, but the model has data.window equal to data.context."
+        )
     starts = window_starts(archive, (0, len(archive)), data.window)
+    if not len(starts):
+        raise UserError(f"{archive.source} has no {data.window} consecutive steps without a gap; there is no energy.")
+    device = next(model.jepa.parameters()).device
     reader = WindowReader(archive, model.normalizer, memory_mb=data.memory_mb)
     masker = Masker(model.jepa.tokenizer.grid, MaskingConfig(forecast=1, blocks=0))
     parts = []
-    for first in tqdm(range(0, len(starts), batch_size), desc="energy", disable=None if progress else True, file=sys.stderr):
+    for first in tqdm(
+        range(0, len(starts), batch_size), desc="energy", disable=None if progress else True, file=sys.stderr
+    ):
         chosen = starts[first : first + batch_size]
         with torch.inference_mode():
-            output = model.jepa(reader.read(chosen, data.window), masker(chosen.tolist(), epoch=0, step=0))
-        parts.append((output.predicted.float() - output.target).pow(2).mean(dim=-1).numpy())
+            plan = masker(chosen.tolist(), epoch=0, step=0)
+            plan = MaskPlan(plan.context.to(device), plan.target.to(device), plan.strategy)
+            output = model.jepa(reader.read(chosen, data.window).to(device), plan)
+        parts.append((output.predicted.float() - output.target).pow(2).mean(dim=-1).cpu().numpy())
     past = model.jepa.tokenizer.grid.context_times * model.jepa.tokenizer.grid.per_time
     return xr.Dataset(
         {"energy": (("time", "token"), np.concatenate(parts), {"units": "1", "long_name": "prediction energy"})},
@@ -124,9 +138,11 @@ def _encode(
     reader = WindowReader(archive, model.normalizer, memory_mb=model.config.data.memory_mb)
     grid = model.jepa.tokenizer.grid
     per_window = grid.context_times * grid.per_time * model.jepa.encoder.width * 4
-    block = max(batch_size, 2**26 // per_window // batch_size * batch_size)
+    block = max(batch_size, BLOCK_BYTES // per_window // batch_size * batch_size)
     device = next(model.jepa.parameters()).device
-    bar = tqdm(total=len(starts), desc=f"embed ({encoder})", unit="window", disable=None if progress else True, file=sys.stderr)
+    bar = tqdm(
+        total=len(starts), desc=f"embed ({encoder})", unit="window", disable=None if progress else True, file=sys.stderr
+    )
     with bar, torch.inference_mode():
         for first in range(0, len(starts), block):
             last = min(first + block, len(starts))
@@ -165,8 +181,33 @@ def _token_coordinates(model: Model, which: slice) -> dict[str, tuple[str, np.nd
         "token_latitude": ("token", geometry.latitude[which], {"units": "degrees_north"}),
         "token_longitude": ("token", geometry.longitude[which], {"units": "degrees_east"}),
         "token_area": ("token", geometry.area[which], {"units": "1", "long_name": "share of the grid's area"}),
-        "token_offset": ("token", geometry.offset[which], {"units": "hours", "long_name": "from issue time to last step"}),
+        "token_offset": (
+            "token",
+            geometry.offset[which],
+            {"units": "hours", "long_name": "from issue time to last step"},
+        ),
     }
+
+
+def time_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """How the times of a store are written to which further blocks are appended.
+
+    Left to itself, xarray chooses the coarsest unit that suits the first block, and later times need not fit it.
+    """
+    encoding = {}
+    for name, coordinate in ds.coords.items():
+        first: Any = coordinate.values.flat[0] if coordinate.size else None
+        if isinstance(first, np.datetime64):
+            whole = (coordinate.values == coordinate.values.astype("datetime64[s]")).all()
+            calendar = "proleptic_gregorian"
+        elif hasattr(first, "calendar"):
+            whole = all(time.microsecond == 0 for time in coordinate.values.flat)
+            calendar = str(first.calendar)
+        else:
+            continue
+        units = f"{'seconds' if whole else 'microseconds'} since 1970-01-01"
+        encoding[str(name)] = {"units": units, "calendar": calendar, "dtype": "int64"}
+    return encoding
 
 
 def _write(blocks: Iterator[xr.Dataset], out: Path) -> xr.Dataset:
@@ -177,7 +218,12 @@ def _write(blocks: Iterator[xr.Dataset], out: Path) -> xr.Dataset:
     for number, block in enumerate(blocks):
         chunk = min(block.sizes["time"], max(1, 2**22 // (block["latents"].nbytes // block.sizes["time"])))
         if number == 0:
-            block.to_zarr(partial, mode="w", encoding={"latents": {"chunks": (chunk, *block["latents"].shape[1:])}}, consolidated=False)
+            block.to_zarr(
+                partial,
+                mode="w",
+                encoding={"latents": {"chunks": (chunk, *block["latents"].shape[1:])}, **time_encoding(block)},
+                consolidated=False,
+            )
         else:
             block.to_zarr(partial, append_dim="time", consolidated=False)
     os.replace(partial, out)

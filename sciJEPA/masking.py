@@ -62,6 +62,8 @@ class MaskingConfig:
     """Weight of tokens hidden independently at random."""
     forecast_share: float = 1.0
     """Share of the future tokens that are targets (drawn at random when below one)."""
+    context_share: float = 1.0
+    """Share of the issue window's tokens that past -> future shows; below one it augments a small archive."""
     hidden_share: float = 0.5
     """Share of the tokens that blocks and random hide."""
     block_rows: int = 2
@@ -76,7 +78,7 @@ class MaskingConfig:
                 f"masking needs weights of at least zero with one above it, got forecast={self.forecast}, "
                 f"blocks={self.blocks}, random={self.random}; set one of them to 1."
             )
-        for name in ("forecast_share", "hidden_share"):
+        for name in ("forecast_share", "context_share", "hidden_share"):
             share = getattr(self, name)
             if not 0 < share <= 1 or (name == "hidden_share" and share == 1):
                 raise UserError(f"masking.{name} must lie between 0 and 1, got {share}; a usual value is 0.5.")
@@ -94,12 +96,16 @@ class MaskingConfig:
 
 
 def forecast_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Past -> future: all tokens of the issue window are context, a fixed number of later tokens are targets."""
+    """Past -> future: fixed numbers of the issue window's tokens are context and of the later tokens are targets."""
     past = grid.context_times * grid.per_time
-    future = np.arange(past, grid.count)
-    count = max(1, round(config.forecast_share * len(future)))
-    target = future if count == len(future) else np.sort(rng.permutation(future)[:count])
-    return np.arange(past), target
+    context = _share_of(np.arange(past), config.context_share, rng)
+    return context, _share_of(np.arange(past, grid.count), config.forecast_share, rng)
+
+
+def _share_of(tokens: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A fixed share of the tokens, at least one, in order."""
+    count = max(1, round(share * len(tokens)))
+    return tokens if count == len(tokens) else np.sort(rng.permutation(tokens)[:count])
 
 
 def random_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -20,10 +20,10 @@ class CollapseWarning(UserWarning):
 
 
 def effective_rank(latents: Float[Tensor, "S L"]) -> float:
-    """exp of the entropy of the normalised singular values of the centred latents: 1 (one direction) to L (all alike).
+    """Exp of the entropy of the normalised singular values of the centred latents: 1 (one direction) to L (all alike).
 
-    Roy and Vetterli 2007 (https://ieeexplore.ieee.org/document/7098875); as a measure of representations RankMe, Garrido
-    et al. 2023 (https://arxiv.org/abs/2210.02885).
+    Roy and Vetterli 2007 (https://ieeexplore.ieee.org/document/7098875); as a measure of representations RankMe,
+    Garrido et al. 2023 (https://arxiv.org/abs/2210.02885).
 
     Examples
     --------

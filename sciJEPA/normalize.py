@@ -149,8 +149,8 @@ def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
         if np.isinf(fields).any():
             infinite = archive.channels[int(np.isinf(fields).any(axis=(0, 2, 3)).argmax())]
             raise UserError(
-                f"{infinite.name} of {archive.source} has infinite values in the training split; mask them, for example "
-                "with ds.where(np.isfinite(ds))."
+                f"{infinite.name} of {archive.source} has infinite values in the training split; mask them, for "
+                "example with ds.where(np.isfinite(ds))."
             )
         moments.add(basis[first - start : first - start + len(fields)], fields)
     coefficients, variance, count = moments.solve()
@@ -187,15 +187,15 @@ class _Moments:
         self.absent = np.zeros(points)
         self.projection = np.zeros((width, points))
         self.squares = np.zeros(points)
-        self.offset: np.ndarray | None = None
+        self.offset = np.full(shape[0], np.nan)
         self.steps = 0
 
     def add(self, basis: np.ndarray, fields: np.ndarray) -> None:
         values = fields.reshape(len(fields), -1).astype(np.float64)
-        if self.offset is None:
-            # Sums of squares around a typical value keep their digits: pressure varies by 1 % of itself.
-            channels = np.split(values, self.shape[0], axis=1)
-            self.offset = np.array([np.nanmean(v) if np.isfinite(v).any() else 0.0 for v in channels])
+        # Sums of squares around a typical value keep their digits: pressure varies by 1 % of itself.
+        for number, channel in enumerate(np.split(values, self.shape[0], axis=1)):
+            if np.isnan(self.offset[number]) and np.isfinite(channel).any():
+                self.offset[number] = np.nanmean(channel)
         values -= np.repeat(self.offset, values.shape[1] // self.shape[0])
         absent = np.isnan(values)
         if absent.any():
@@ -212,7 +212,6 @@ class _Moments:
 
     def solve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coefficients (K, V, H, W), variance of the residual of every channel (V,), and counts (V, H, W)."""
-        assert self.offset is not None
         ridge = np.full((len(self.gram), len(self.absent)), 1e-9 * self.steps)  # for bases that are not independent
         ridge[1:] += GAP_RIDGE * self.absent
         if self.absent_gram is None:
@@ -225,10 +224,10 @@ class _Moments:
         # |x - Bc|^2 = x.x - c.p - c.Rc for p = B'x, ridge R and (B'B + R) c = p
         residual = self.squares - (coefficients * (self.projection + ridge * coefficients)).sum(axis=0)
         count = self.steps - self.absent
-        offset = np.repeat(self.offset, len(count) // self.shape[0])
-        # Rounding leaves some 1e-12 of the squares of a constant field, and float32 cannot show variations below 1e-7
+        offset = np.repeat(np.nan_to_num(self.offset), len(count) // self.shape[0])
+        # Rounding leaves some 1e-14 of the squares of a constant field, and float32 cannot show variations below 1e-7
         # of the value; under both there is no variation to speak of.
-        residual = np.where(residual > 1e-10 * self.squares + 1e-14 * count * offset**2, residual, 0)
+        residual = np.where(residual > 1e-12 * self.squares + 1e-14 * count * offset**2, residual, 0)
         total = count.reshape(self.shape[0], -1).sum(axis=1)
         variance = residual.reshape(self.shape[0], -1).sum(axis=1) / np.maximum(total, 1)
         coefficients[0] += offset

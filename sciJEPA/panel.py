@@ -1,10 +1,11 @@
 """Forecasts -> scores, beside the controls: the control panel.
 
-Arrives: a run and an archive. Leaves: the tidy table of scores.csv, the figure, and the forecasts of the JEPA probe. Every
-method is fitted on the same training times, tuned on the same validation times and judged on the same test times, which
-are read once. We decided against an option to leave out persistence and climatology: no skill without them.
+Arrives: a run and an archive. Leaves: the tidy table of scores.csv, the figure, and the forecasts of the JEPA probe.
+Every method is fitted on the same training times, tuned on the same validation times and judged on the same test times,
+which are read once. We decided against an option to leave out persistence and climatology: no skill without them.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,21 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive
 from sciJEPA.baselines import Climatology, DampedPersistence, EOFRidge, Forecaster, Persistence, fields, windows
 from sciJEPA.errors import UserError
-from sciJEPA.forecast import _latent_rows, issue_steps, lead_label, lead_steps, target_weights, to_dataset
+from sciJEPA.forecast import (
+    _latent_rows,
+    issue_steps,
+    lead_label,
+    lead_steps,
+    row_weights,
+    target_weights,
+    time_labels,
+    to_dataset,
+)
 from sciJEPA.hub import Model, load, random_model
-from sciJEPA.latents import MEMORY_LIMIT, embed
+from sciJEPA.latents import MEMORY_LIMIT, embed, time_encoding
 from sciJEPA.probes import BLOCK_ROWS, Ridge
 from sciJEPA.samples import Splits, WindowReader, split_steps
-from sciJEPA.scores import MethodErrors, anomaly_correlation, latitude_weights, score_rows, squared_error
+from sciJEPA.scores import MethodErrors, anomaly_correlation, score_rows, squared_error
 
 ALWAYS = ("persistence", "climatology")
 CONTROLS = ("persistence", "climatology", "damped_persistence", "eof_ridge", "raw_ridge", "random_init")
@@ -34,7 +44,7 @@ def probe(
     run: str | os.PathLike | Model,
     archive: str | os.PathLike | xr.Dataset | Archive,
     *,
-    lead: Sequence[str] | None = None,
+    lead: str | Sequence[str] | None = None,
     controls: Sequence[str] | str = "all",
     out: str | os.PathLike | None = None,
     seed: int = 0,
@@ -69,7 +79,11 @@ def probe(
         If the archive does not fit, a split has too few issue times, `out` exists, or the split would let the probe be
         judged on times that the model was trained on.
     """
-    chosen = CONTROLS if controls == "all" else tuple(dict.fromkeys((*ALWAYS, *([controls] if isinstance(controls, str) else controls))))
+    chosen = (
+        CONTROLS
+        if controls == "all"
+        else tuple(dict.fromkeys((*ALWAYS, *([controls] if isinstance(controls, str) else controls))))
+    )
     unknown = [name for name in chosen if name not in CONTROLS]
     if unknown:
         raise UserError(f"there is no control '{unknown[0]}'; choose from {', '.join(CONTROLS)}.")
@@ -79,6 +93,7 @@ def probe(
     archive = model.open(archive)
     splits = split_steps(archive, model.config.data)
     refuse_leakage(model, archive, splits)
+    lead = [lead] if isinstance(lead, str) else lead
     leads = [lead_steps(text, archive) for text in lead] if lead else list(DEFAULT_LEADS)
     labels = list(lead) if lead else [lead_label(steps, archive) for steps in leads]
     context = model.config.data.context
@@ -133,15 +148,25 @@ def probe(
 
 def refuse_leakage(model: Model, archive: Archive, splits: Splits) -> None:
     """Refuse to judge a model on times from which its weights or statistics come."""
-    labels = archive.time.astype(str)
+    labels = time_labels(archive)
     judged_from = labels[splits.validation[0]]
-    trained_until = model.normalizer.trained_on[1]
-    later = trained_until in labels[splits.validation[0] :] or (archive.calendar != "none" and trained_until >= judged_from)
-    if later and model.normalizer.trained_on[0] <= labels[-1]:
+    trained_from, trained_until = model.normalizer.trained_on
+    if _is_number(trained_until) != _is_number(judged_from):
+        return  # dates and plain numbers: other times altogether
+    order: Callable[[str], Any] = float if _is_number(judged_from) else str  # as text, dates compare like dates
+    if order(trained_until) >= order(judged_from) and order(trained_from) <= order(labels[-1]):
         raise UserError(
-            f"the model was trained on times until {trained_until}, but the validation split of {archive.source} begins at "
-            f"{judged_from}: its skill would be hindsight. Judge it on later times, or retrain with this archive's split."
+            f"the model was trained on times until {trained_until}, but the validation split of {archive.source} "
+            f"begins at {judged_from}: its skill would be hindsight. Judge it on later times, or retrain with this "
+            "archive's split."
         )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def units_of(archive: Archive) -> Mapping[str, str]:
@@ -161,13 +186,13 @@ def _judge(
 ) -> list[MethodErrors]:
     """Per-time statistics of one method, block by block of issue times, in physical units."""
     space = (archive.axes["latitude"], archive.axes["longitude"])
-    weights = latitude_weights(archive.ds[space[0]])
+    weights = row_weights(archive)
     squares: dict[tuple[int, int], list[np.ndarray]] = {}
     ratios: dict[tuple[int, int], list[np.ndarray]] = {}
     shape = (-1, len(archive.channels), len(archive.latitude), len(archive.longitude))
 
     def labelled(values: np.ndarray) -> xr.DataArray:
-        return xr.DataArray(values, dims=("init_time", "channel", *space), coords={space[0]: archive.ds[space[0]]})
+        return xr.DataArray(values, dims=("init_time", "channel", *space))
 
     for first in range(0, len(test), BLOCK_ROWS):
         steps = test[first : first + BLOCK_ROWS]
@@ -216,8 +241,7 @@ def _write_forecasts(
         steps = test[first : first + BLOCK_ROWS]
         block = to_dataset(method.predict(steps), archive, model.normalizer, steps, leads).assign_attrs(attributes)
         if first == 0:
-            # Times of one origin and unit, or a later block would not fit the first one's encoding.
-            block.to_zarr(path, mode="w", consolidated=False)
+            block.to_zarr(path, mode="w", encoding=time_encoding(block), consolidated=False)
         else:
             block.to_zarr(path, append_dim="init_time", consolidated=False)
 

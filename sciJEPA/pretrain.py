@@ -6,6 +6,7 @@ weights, bit for bit on a CPU. We decided against Lightning's epochs (a run is o
 names (one file, replaced atomically) and its loggers (one tidy CSV that a resumed run continues).
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
@@ -17,6 +18,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from sciJEPA.archive import Archive, open_archive
 from sciJEPA.config import RunConfig, config_to_yaml
 from sciJEPA.encoder import Encoder
 from sciJEPA.errors import UserError
-from sciJEPA.hub import Model, build_jepa, grid_spec
+from sciJEPA.hub import Model, build_jepa, grid_spec, load
 from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.monitor import diagnose, warn_of_collapse
@@ -62,24 +64,25 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     out = Path(out)
     resolved = config_to_yaml(config)
     _check_folder(out, resolved, resume)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
+    if (out / "model").is_dir():
+        return load(out)
     archive = open_archive(config.data.archive or _no_archive(), variables=config.data.variables)
     splits = split_steps(archive, config.data)
-    jepa = build_jepa(config, grid_spec(archive, config))
+    spec = grid_spec(archive, config)
+    jepa = build_jepa(config, spec)
     normalizer = fit_normalizer(archive, *splits.train)
     reader = WindowReader(archive, normalizer, memory_mb=config.data.memory_mb)
     masker = Masker(jepa.tokenizer.grid, config.masking, config.seed)
     data = _Batches(config, reader, masker, splits)
-    model = Model(jepa, normalizer, config, jepa.tokenizer.spec, tuple(c.units for c in archive.channels), _provenance(out, archive))
-    if (out / "model").is_dir():
-        return model if _load_weights(jepa, out) else model
+    units = tuple(channel.units for channel in archive.channels)
+    model = Model(jepa, normalizer, config, spec, units, _provenance(out, archive))
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(resolved)
-    (out / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
-    checkpoint = out / "checkpoints" / "last.ckpt"
-    trainer = _trainer(config, out, data, progress)
-    trainer.fit(_Run(jepa, config), datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    _write_whole(out / "config.yaml", resolved)
+    _write_whole(out / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    last = out / "checkpoints" / "last.ckpt"
+    with _settings(config):
+        trainer = _trainer(config, out, data, progress)
+        trainer.fit(_Run(jepa, config), datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     jepa.eval()
@@ -226,7 +229,8 @@ class _Batches(lightning.LightningDataModule):
         batches = []
         for number in range(max(1, len(chosen) // size)):
             part = chosen[number * size : (number + 1) * size]
-            batches.append((self.reader.read(part, self.config.data.window), self.masker(part.tolist(), epoch=0, step=number)))
+            plan = self.masker(part.tolist(), epoch=0, step=number)
+            batches.append((self.reader.read(part, self.config.data.window), plan))
         return batches
 
 
@@ -241,24 +245,28 @@ class _Metrics(lightning.Callback):
         self.validation = self.data.validation_batches()
         if self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
-            self._write(rows, mode="w")
+                whole = [row for row in csv.DictReader(file) if None not in row.values()]
+            rows = [row for row in whole if int(row["step"]) <= trainer.global_step]
+            _write_whole(self.path, _csv(rows, header=True))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.global_step
         if not trainer.is_global_zero or (step % self.config.training.log_every and step != self.config.training.steps):
             return
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        numbers = {"step": step, "learning_rate": rate, **diagnose(pl_module.output)}
-        if not math.isfinite(numbers["loss"]):
+        loss = float(pl_module.output.terms.total.detach())
+        if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {numbers['loss']} at step {step}; lower training.learning_rate "
+                f"the loss is {loss} at step {step}; lower training.learning_rate "
                 f"(now {self.config.training.learning_rate:g}) or use training.precision float32."
             )
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        numbers = {"step": step, "learning_rate": rate, **diagnose(pl_module.output)}
         if not self.warned and step >= self.config.training.warmup * self.config.training.steps:
             self.warned = warn_of_collapse(numbers, step)
         numbers["validation_loss"] = self._validation_loss(pl_module)
-        self._write([numbers], mode="a")
+        header = not self.path.exists() or not self.path.stat().st_size
+        with self.path.open("a", newline="") as file:
+            file.write(_csv([numbers], header=header))
 
     @torch.no_grad()
     def _validation_loss(self, pl_module: Any) -> float:
@@ -269,16 +277,15 @@ class _Metrics(lightning.Callback):
                 losses.append(float(pl_module.jepa(*batch).terms.prediction))
         return sum(losses) / len(losses) if losses else math.nan
 
-    def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
-        if not rows and mode == "a":
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["step"])
-        if rows and (mode == "w" or not self.path.exists() or not self.path.stat().st_size):
-            writer.writeheader()
-        writer.writerows(rows)
-        with self.path.open(mode, newline="") as file:
-            file.write(text.getvalue())
+
+def _csv(rows: list[dict[str, Any]], *, header: bool) -> str:
+    """Rows as text; nothing for no rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [])
+    if rows and header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 class _Checkpoint(lightning.Callback):
@@ -320,8 +327,6 @@ class _Bar(lightning.Callback):
 def _trainer(config: RunConfig, out: Path, data: _Batches, progress: bool) -> lightning.Trainer:
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     callbacks: list[lightning.Callback] = [
         _Metrics(out / "metrics.csv", config, data),
         _Checkpoint(out / "checkpoints" / "last.ckpt", config),
@@ -346,7 +351,9 @@ def _trainer(config: RunConfig, out: Path, data: _Batches, progress: bool) -> li
 
 def _check_folder(out: Path, resolved: str, resume: bool) -> None:
     if out.exists() and not resume:
-        raise UserError(f"{out} exists already and nothing is written over; choose another --out, or continue it with --resume.")
+        raise UserError(
+            f"{out} exists already and nothing is written over; choose another --out, or continue it with --resume."
+        )
     if resume and not out.is_dir():
         raise UserError(f"there is no run folder {out} to resume; leave --resume out to start it.")
     started = out / "config.yaml"
@@ -360,12 +367,27 @@ def _no_archive() -> str:
     raise UserError("no archive is given: set data.archive in the configuration, or pass --archive PATH.")
 
 
-def _load_weights(jepa: JEPA, out: Path) -> bool:
-    from sciJEPA.hub import load
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the one before, or none."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, newline="")
+    os.replace(partial, path)
 
-    jepa.load_state_dict(load(out).jepa.state_dict())
-    jepa.eval()
-    return True
+
+@contextlib.contextmanager
+def _settings(config: RunConfig) -> Iterator[None]:
+    """Torch's threads as configured and Lightning's hints silenced, while the run lasts."""
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        try:
+            if config.training.threads:
+                torch.set_num_threads(config.training.threads)
+            yield
+        finally:
+            if config.training.threads:
+                torch.set_num_threads(threads)
 
 
 def _provenance(out: Path, archive: Archive) -> dict[str, Any]:
@@ -374,9 +396,8 @@ def _provenance(out: Path, archive: Archive) -> dict[str, Any]:
 
 def _step_flops(jepa: JEPA, masker: Masker, strategy: str) -> float:
     """Matrix FLOPs of one sample's step: context and predictor forward and backward, target forward."""
-    only = dataclasses.replace(
-        masker.config, **{name: float(name == strategy) for name in ("forecast", "blocks", "random")}
-    )
+    weights: dict[str, Any] = {name: float(name == strategy) for name in ("forecast", "blocks", "random")}
+    only = dataclasses.replace(masker.config, **weights)
     plan = dataclasses.replace(masker, config=only)([0], epoch=0, step=0)
     context, targets = plan.context.shape[1], plan.target.shape[1]
     past = masker.grid.context_times * masker.grid.per_time

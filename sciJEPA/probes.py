@@ -1,8 +1,8 @@
 """Latents -> forecasts: probes that are fitted on frozen features.
 
 Arrives: features of each issue time (latents, or a control's) and the fields that followed. Leaves: predictions of the
-fields. All hyperparameters are chosen on the validation split. Ridge is solved in closed form through the smaller of the
-two Gram matrices, in float64; we decided against gradient descent, whose result depends on when one stops.
+fields. All hyperparameters are chosen on the validation split. Ridge is solved in closed form through the smaller of
+the two Gram matrices, decomposed in float64; we decided against gradient descent, whose result depends on when one stops.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ from sciJEPA.errors import UserError
 STRENGTHS = tuple(10.0**power for power in np.arange(-5, 3.01, 0.5))
 """Ridge strengths, relative to the mean square of the features times their number."""
 BLOCK_ROWS = 512
+CHOICE_TARGETS = 512
+"""A strength is chosen on at most so many targets of a group, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ def rows_of(array: np.ndarray) -> Rows:
 class Ridge:
     """Ridge regression from rows of features to many targets at several leads, with one strength a lead and group.
 
-    Minimises |Y - X W|^2 + s |W|^2 with centred X and Y. Features are not standardised one by one: their relative size is
-    part of the representation.
+    Minimises |Y - X W|^2 + s |W|^2 with centred X and Y. Features are not standardised one by one: their relative size
+    is part of the representation.
 
     Attributes after `fit`
     ----------------------
     strength_
         Chosen strength, shape (leads, groups).
     error_
-        Weighted squared error on the validation times with that strength, summed over targets; shape (leads, groups).
+        Weighted mean squared error on the validation times with that strength, shape (leads, groups).
     """
 
     strengths: Sequence[float] = STRENGTHS
@@ -86,23 +88,26 @@ class Ridge:
         eigenvalues, self._vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
         self._eigenvalues = np.maximum(eigenvalues, 0)
         unit = trace / len(train)
-        group_weights = np.split(np.asarray(weights, dtype=np.float64), groups)
+        shrink = [(1 / (self._eigenvalues + strength * unit)).astype(np.float32) for strength in self.strengths]
+        weights = np.asarray(weights, dtype=np.float64)
         self.strength_, self.error_ = np.empty((2, len(targets), groups))
         self._solutions, self._target_means = [], []
         validation_basis = self._project(validation)
         for lead, target in enumerate(targets):
             mean = _mean(target, train)
-            product = self._correlate(target, mean, train)
+            solution = self._correlate(target, mean, train)
             truth = target.read(validation) - mean
-            solution = np.empty_like(product)
             for group, part in enumerate(np.split(np.arange(target.width), groups)):
+                some = part[:: -(-len(part) // CHOICE_TARGETS)]
                 errors = [
-                    float((((validation_basis / (self._eigenvalues + s * unit)) @ product[:, part] - truth[:, part]) ** 2 @ group_weights[group]).mean())
-                    for s in self.strengths
-                ]  # fmt: skip
-                best = self.strengths[int(np.argmin(errors))]
-                self.strength_[lead, group], self.error_[lead, group] = best, min(errors)
-                solution[:, part] = product[:, part] / (self._eigenvalues + best * unit)[:, None]
+                    float(
+                        ((validation_basis * factor @ solution[:, some] - truth[:, some]) ** 2 @ weights[some]).mean()
+                    )
+                    for factor in shrink
+                ]
+                best = int(np.argmin(errors))
+                self.strength_[lead, group], self.error_[lead, group] = self.strengths[best], errors[best] / len(some)
+                solution[:, part] *= shrink[best][:, None]
             self._solutions.append(solution)
             self._target_means.append(mean)
         return self
@@ -137,19 +142,21 @@ class Ridge:
         parts = []
         for block in _blocks(times):
             part = self._centred(block)
-            parts.append((part if self._primal else part @ self._train_features.T) @ self._vectors)
+            part = part if self._primal else part @ self._train_features.T
+            parts.append((part @ self._vectors).astype(np.float32))
         return np.concatenate(parts)
 
     def _correlate(self, target: Rows, mean: np.ndarray, train: np.ndarray) -> np.ndarray:
         """Targets in the eigenbasis: V^T X^T Y (primal) or U^T Y (dual)."""
-        total = np.zeros((len(self._eigenvalues), target.width))
+        total = np.zeros((len(self._eigenvalues), target.width), dtype=np.float32)
+        vectors = self._vectors.astype(np.float32)
         for first in range(0, len(train), BLOCK_ROWS):
             block = train[first : first + BLOCK_ROWS]
-            wanted = target.read(block) - mean
+            wanted = (target.read(block) - mean).astype(np.float32)
             if self._primal:
-                total += (self._centred(block) @ self._vectors).T @ wanted
+                total += (self._centred(block) @ self._vectors).astype(np.float32).T @ wanted
             else:
-                total += self._vectors[first : first + BLOCK_ROWS].T @ wanted
+                total += vectors[first : first + BLOCK_ROWS].T @ wanted
         return total
 
 

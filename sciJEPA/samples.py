@@ -246,11 +246,12 @@ class BatchStream:
     def samples(self, batch: int) -> np.ndarray:
         """Window starts of one batch, over all ranks."""
         epoch, position = divmod(batch, self.per_epoch)
-        if self._order is None or self._order[0] != epoch:
+        kept = self._order
+        if kept is None or kept[0] != epoch:
             mixed = self.reader.mixed(self.length)
             order = epoch_order(self.starts, seed=self.seed, epoch=epoch, block=self.reader.block, mixed=mixed)
-            self._order = (epoch, order)
-        return self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+            self._order = kept = (epoch, order)
+        return kept[1][position * self.batch_size : (position + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[tuple[Batch, MaskPlan]]:
         """Yields batches `first` to the last."""

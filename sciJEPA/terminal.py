@@ -100,9 +100,9 @@ def write(text: str) -> int:
     return 0
 
 
-def complain(error: BaseException, *, out: str | os.PathLike | None = None, resumable: bool = False) -> int:
+def complain(error: BaseException, *, out: str | os.PathLike | None = None, goes_on: str = "") -> int:
     """Print what went wrong on stderr, and return the exit code; see `explain`."""
-    code, sentence = explain(error, out=out, resumable=resumable)
+    code, sentence = explain(error, out=out, goes_on=goes_on)
     if sentence is None:  # --help and --version leave this way
         return code or write("")
     if code == 1:
@@ -111,9 +111,7 @@ def complain(error: BaseException, *, out: str | os.PathLike | None = None, resu
     return code
 
 
-def explain(
-    error: BaseException, *, out: str | os.PathLike | None = None, resumable: bool = False
-) -> tuple[int, str | None]:
+def explain(error: BaseException, *, out: str | os.PathLike | None = None, goes_on: str = "") -> tuple[int, str | None]:
     """Exit code and sentence for an exception that ended a command.
 
     Parameters
@@ -122,8 +120,8 @@ def explain(
         The exception; its causes and contexts are looked at too.
     out
         What the command was writing, for exceptions that do not say.
-    resumable
-        Whether the command can go on with --resume.
+    goes_on
+        How the command can be continued, as in "--resume goes on from the last checkpoint".
 
     Returns
     -------
@@ -133,22 +131,18 @@ def explain(
     --------
     >>> explain(UserError("a.zarr does not exist."))
     (2, 'a.zarr does not exist.')
-    >>> explain(OSError(28, "No space left on device", "latents.zarr"))[1].partition(";")[0]
+    >>> explain(OSError(28, "No space left on device", "latents.zarr"))[1].partition(":")[0]
     'the disk is full while writing latents.zarr'
     """
     chain = list(_chain(error))
     if any(isinstance(link, KeyboardInterrupt) for link in chain):
-        return 130, "interrupted; " + (
-            f"the same command with --resume goes on from the last checkpoint in {out}."
-            if resumable and out
-            else "nothing that existed before was changed."
-        )
+        return 130, f"interrupted; {goes_on or 'nothing that existed before was changed'}."
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
         return error.code or 0, None
     if isinstance(error, UserError):
         return 2, _one_line(error)
     for link in chain:
-        sentence = _refusal(link, out, resumable)
+        sentence = _refusal(link, out, goes_on)
         if sentence:
             return 2, sentence
     for link in chain:
@@ -157,20 +151,20 @@ def explain(
     return 1, REPORT
 
 
-def _refusal(error: BaseException, out: str | os.PathLike | None, resumable: bool) -> str | None:
+def _refusal(error: BaseException, out: str | os.PathLike | None, goes_on: str) -> str | None:
     """A sentence for a machine that does not let us write or read, None for any other exception."""
     number = error.errno if isinstance(error, OSError) else None
     if number not in REASONS:
         number = next((code for words, code in WORDS.items() if words in str(error).lower()), number)
-    named = error.filename if isinstance(error, OSError) else None
+    # A failed copy names its source and then the place that did not take it.
+    named = (error.filename2 or error.filename) if isinstance(error, OSError) else None
     if isinstance(named, bytes):
         named = os.fsdecode(named)
     place = named if isinstance(named, str) else out
     if number in REASONS:
-        goes_on = " and --resume goes on from the last checkpoint" if resumable else ""
         where = f" while writing {place}" if place else ""
-        remedy = "free some space or choose another folder"
-        return f"{REASONS[number]}{where}; {remedy}: what was written before stays valid{goes_on}."
+        remedy = "free some space or choose another folder; what was written before stays valid"
+        return f"{REASONS[number]}{where}: {remedy}{', and ' if goes_on else ''}{goes_on}."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         why = "its file system is read-only" if number == errno.EROFS else "permission is denied"
         return f"cannot use {place or 'a file'}: {why}; change its permissions or choose another path."
@@ -193,4 +187,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).splitlines()) or f"{type(error).__name__} without a message."
+    return " ".join(str(error).split("\n")).strip() or f"{type(error).__name__} without a message."

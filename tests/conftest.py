@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# The shapes in the signatures are enforced in tests; running code does without (the checks fight torch.compile).
+SHAPED = ("positions", "tokenizers", "encoder", "predictor", "target", "losses", "jepa")
+install_import_hook([f"sciJEPA.{name}" for name in SHAPED], "runtime_types.check")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,3 +45,13 @@ def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = out.glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="session")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Zarr store of 200 days of travelling waves."""
+    from sciJEPA.synthetic import travelling_waves
+
+    path = tmp_path_factory.mktemp("waves") / "waves.zarr"
+    travelling_waves(200).to_zarr(path, consolidated=False)
+    return path

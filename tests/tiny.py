@@ -1,0 +1,34 @@
+"""Models and runs so small that a test can train one: width 16, depth 1."""
+
+from typing import Any
+
+from sciJEPA.config import RunConfig, config_from_dict, config_to_dict
+
+
+def tiny_config(archive: object = "", **changes: Any) -> RunConfig:
+    """A run of 20 steps with windows of 2 + 2 steps; changes by dotted key, with "__" for the dot."""
+    tree: dict[str, Any] = {
+        "data": {"archive": str(archive), "window": 4, "context": 2},
+        "encoder": {"width": 16, "depth": 1, "heads": 2},
+        "predictor": {"width": 16, "depth": 1, "heads": 2},
+        "training": {"steps": 20, "batch_size": 8, "precision": "float32", "log_every": 5, "checkpoint_every": 10},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            tree.setdefault(section, {})[name] = value
+        else:
+            tree[section] = value
+    return config_from_dict(tree)
+
+
+def changed(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with changes by dotted key, with "__" for the dot."""
+    tree = config_to_dict(config)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            tree[section][name] = value
+        else:
+            tree[section] = value
+    return config_from_dict(tree)
