@@ -209,10 +209,10 @@ def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
     values = {}
     for key, value in tree.items():
         if key not in hints:
-            everywhere = [*_all_keys(RunConfig), *typing.get_type_hints(RunConfig)]
+            everywhere = _all_keys(RunConfig) + ([] if prefix else list(hints))
             raise UserError(
                 f"{source}: there is no key '{prefix}{key}'; "
-                + (_nearest(f"{prefix}{key}", everywhere) or f"the keys here are {', '.join(hints)}.")
+                + (_nearest(f"{prefix}{key}", everywhere).rstrip() or f"the keys here are {', '.join(hints)}.")
             )
         if dataclasses.is_dataclass(hints[key]):
             values[key] = _build(

@@ -404,7 +404,8 @@ def _step_flops(jepa: JEPA, masker: Masker, strategy: str) -> float:
     scope = masker.grid.count if strategy == "forecast" else past
     if strategy == "forecast" and jepa.objective.scope == "future":
         scope -= past
-    target = 0.0 if jepa.objective.target == "mae" else _encoder_flops(jepa.encoder, scope)
+    passes = {"ema": 1, "online": 3, "mae": 0}[jepa.objective.target]  # a target with gradient goes backward as well
+    target = passes * _encoder_flops(jepa.encoder, scope)
     predictor = jepa.predictor
     width = predictor.enter.out_features
     per_block = 2 * targets * 10 * width**2 + 2 * context * 2 * width**2 + 4 * targets * context * width

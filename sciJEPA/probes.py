@@ -2,7 +2,8 @@
 
 Arrives: features of each issue time (latents, or a control's) and the fields that followed. Leaves: predictions of the
 fields. All hyperparameters are chosen on the validation split. Ridge is solved in closed form through the smaller of
-the two Gram matrices, decomposed in float64; we decided against gradient descent, whose result depends on when one stops.
+the two Gram matrices, decomposed in float64; we decided against gradient descent, whose result depends on when one
+stops.
 """
 
 from collections.abc import Callable, Sequence

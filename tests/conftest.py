@@ -8,6 +8,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
@@ -15,6 +16,9 @@ from jaxtyping import install_import_hook
 # The shapes in the signatures are enforced in tests; running code does without (the checks fight torch.compile).
 SHAPED = ("positions", "tokenizers", "encoder", "predictor", "target", "losses", "jepa")
 install_import_hook([f"sciJEPA.{name}" for name in SHAPED], "runtime_types.check")
+
+if TYPE_CHECKING:
+    from sciJEPA.hub import Model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -55,3 +59,23 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("waves") / "waves.zarr"
     travelling_waves(200).to_zarr(path, consolidated=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def run_folder(waves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps on `waves`; not to be changed."""
+    from tiny import tiny_config
+
+    from sciJEPA.pretrain import pretrain
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    pretrain(tiny_config(waves), out, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def model(run_folder: Path) -> "Model":
+    """The model of `run_folder`."""
+    from sciJEPA.hub import load
+
+    return load(run_folder)

@@ -1,17 +1,33 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from tiny import changed, tiny_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from sciJEPA.archive import Archive, open_archive
 from sciJEPA.config import RunConfig, config_to_yaml, load_config
-from sciJEPA.pretrain import pretrain
+from sciJEPA.errors import UserError
+from sciJEPA.hub import Model, build_jepa, grid_spec, load
+from sciJEPA.masking import Masker
+from sciJEPA.monitor import CollapseWarning
+from sciJEPA.normalize import fit_normalizer
+from sciJEPA.panel import probe
+from sciJEPA.pretrain import describe_run, learning_rate_factor, pretrain
+from sciJEPA.samples import WindowReader
+from sciJEPA.synthetic import travelling_waves
 
 
 class Runs:
@@ -154,3 +170,236 @@ def test_a_killed_run_in_bfloat16_resumes_to_the_same_bytes(
     pretrain(config, tmp_path / "run", resume=True, progress=False)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert (tmp_path / "run/metrics.csv").read_text() != (uninterrupted / "metrics.csv").read_text()
+
+
+# --- the run folder
+
+
+def test_a_run_folder_holds_all_that_the_run_was(run_folder: Path, waves: Path, model: Model) -> None:
+    assert sorted(file.name for file in run_folder.iterdir()) == [
+        "checkpoints", "config.yaml", "metrics.csv", "model", "versions.json",
+    ]  # fmt: skip
+    assert [file.name for file in (run_folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert load_config(run_folder / "config.yaml") == tiny_config(waves)
+    assert set(json.loads((run_folder / "versions.json").read_text())) >= {"python", "torch", "numpy", "sciJEPA"}
+    assert model.provenance["archive"] == "waves.zarr"
+    # 140 of 200 days are for training: statistics end with the 140th, 20 May
+    assert model.normalizer.trained_on == ("2001-01-01 00:00:00", "2001-05-20 00:00:00")
+
+
+def test_metrics_are_one_tidy_row_every_log_every_steps(run_folder: Path) -> None:
+    metrics = pd.read_csv(run_folder / "metrics.csv")
+    assert metrics["step"].tolist() == [5, 10, 15, 20]
+    assert np.isfinite(metrics).all(axis=None)
+    assert {"loss", "loss_prediction", "rank_online", "rank_target", "std_online", "validation_loss"} <= set(metrics)
+    assert metrics["learning_rate"].iloc[-1] == 0
+
+
+def test_the_run_folder_alone_is_enough_to_rerun(run_folder: Path, tmp_path: Path) -> None:
+    pretrain(load_config(run_folder / "config.yaml"), tmp_path / "again", progress=False)
+    assert_same_run(tmp_path / "again", run_folder)
+
+
+def test_an_existing_folder_is_refused_and_left_alone(run_folder: Path, waves: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in run_folder.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="exists already and nothing is written over"):
+        pretrain(tiny_config(waves, seed=1), run_folder, progress=False)
+    assert {file: file.read_bytes() for file in run_folder.rglob("*") if file.is_file()} == before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        pretrain(tiny_config(waves), tmp_path / "empty", progress=False)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"training__steps": 21}, {"data__window": 6}])
+def test_resuming_with_another_configuration_is_refused(changes: dict, run_folder: Path, waves: Path) -> None:
+    before = {file: file.read_bytes() for file in run_folder.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"started with another configuration; resume it with --config .*config\.yaml"):
+        pretrain(tiny_config(waves, **changes), run_folder, resume=True, progress=False)
+    assert {file: file.read_bytes() for file in run_folder.rglob("*") if file.is_file()} == before
+
+
+def test_resuming_a_finished_run_changes_nothing(run_folder: Path, waves: Path, model: Model) -> None:
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run_folder.rglob("*") if file.is_file()}
+    again = pretrain(tiny_config(waves), run_folder, resume=True, progress=False)
+    assert again.id == model.id
+    assert not again.jepa.training
+    after = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in run_folder.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_resuming_nothing_is_refused(waves: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        pretrain(tiny_config(waves), tmp_path / "absent", resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__archive": ""}, "no archive is given"),
+        ({"data__archive": "absent.zarr"}, r"absent\.zarr"),
+        ({"data__variables": ["t"]}, "no variable 't'"),
+        ({"training__batch_size": 138}, "137 windows .* fewer than one batch of 138"),
+        ({"data__window": 40}, "validation split .* fewer than data.window"),
+        ({"tokenizer": {"patch_latitude": 3}}, "does not divide"),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_no_folder(changes: dict, message: str, waves: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        pretrain(changed(tiny_config(waves), **changes), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_model_returned_is_the_model_saved(waves: Path, tmp_path: Path) -> None:
+    config = tiny_config(waves, training__steps=2)
+    assert pretrain(config, tmp_path / "run", progress=False).id == load(tmp_path / "run").id
+
+
+def test_seeds_give_different_models(model: Model, waves: Path, tmp_path: Path) -> None:
+    assert pretrain(tiny_config(waves, seed=1), tmp_path / "run", progress=False).id != model.id
+
+
+def test_the_process_around_a_run_is_as_it_was(waves: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    threads, filters = torch.get_num_threads(), list(warnings.filters)
+    pretrain(tiny_config(waves, training__steps=2, training__threads=threads + 1), tmp_path / "run", progress=False)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (str(np.random.get_state()), random.getstate()) == before[1:]
+    assert torch.get_num_threads() == threads
+    assert list(warnings.filters) == filters
+    assert torch.is_grad_enabled()
+
+
+def test_nothing_is_printed_where_nobody_watches(waves: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain(tiny_config(waves, training__steps=2), tmp_path / "run")
+    assert capfd.readouterr() == ("", "")
+
+
+# --- learning
+
+
+@pytest.fixture(scope="module")
+def learned(waves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 steps: long enough to learn the waves."""
+    out = tmp_path_factory.mktemp("runs") / "learned"
+    pretrain(tiny_config(waves, training__steps=150, training__learning_rate=3e-3), out, progress=False)
+    return out
+
+
+def test_the_prediction_improves_on_times_never_trained_on(learned: Path) -> None:
+    # Targets are standardised: predicting their mean scores 1.
+    metrics = pd.read_csv(learned / "metrics.csv")
+    assert metrics["validation_loss"].iloc[-1] < 0.75 * metrics["validation_loss"].iloc[0]
+
+
+def test_the_latents_keep_their_variety(learned: Path) -> None:
+    metrics = pd.read_csv(learned / "metrics.csv")
+    assert metrics["rank_online"].min() > 4
+    assert metrics["rank_target"].min() > 4
+    assert metrics["std_online"].min() > 0.1
+
+
+def test_a_probe_on_the_latents_beats_persistence_by_far(learned: Path, waves: Path) -> None:
+    # Waves of amplitude about 1 that move 4 to 16 degrees a day, noise of 0.1: persistence is off by 0.4 after a day
+    # and about 1 after three, the noise alone is 0.1. The probe must have half of the error of persistence.
+    rows = probe(learned, waves, lead=["1D", "3D"], controls="persistence", progress=False)
+    error = rows[rows["metric"] == "rmse"].set_index(["method", "lead"])["value"]
+    for lead in ("1D", "3D"):
+        assert error["jepa_target", lead] < 0.5 * error["persistence", lead]
+        assert error["jepa_target", lead] < 0.5 * error["climatology", lead]
+
+
+def test_a_run_without_what_prevents_collapse_collapses_and_says_so(waves: Path, tmp_path: Path) -> None:
+    # An encoder that is its own target, without variance terms or standardisation, need only become constant.
+    config = tiny_config(
+        waves,
+        objective={"target": "online", "standardise": "none", "variance": 0, "covariance": 0},
+        training__steps=150,
+        training__learning_rate=1e-2,
+        training__weight_decay=0.0,
+    )
+    with pytest.warns(CollapseWarning, match="collapsed") as caught:
+        pretrain(config, tmp_path / "run", progress=False)
+    assert len([warning for warning in caught if warning.category is CollapseWarning]) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(waves: Path, tmp_path: Path) -> None:
+    config = tiny_config(waves, training__learning_rate=1e12, training__log_every=1, training__checkpoint_every=1)
+    with pytest.raises(
+        UserError, match=r"the loss is (nan|inf) at step \d+; lower training.learning_rate \(now 1e\+12"
+    ):
+        pretrain(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run/model").exists()
+    rows = tmp_path / "run/metrics.csv"
+    assert not rows.exists() or np.isfinite(pd.read_csv(rows)["loss"]).all()
+
+
+def test_missing_values_are_learned_around(tmp_path: Path) -> None:
+    path = tmp_path / "gappy.zarr"
+    travelling_waves(60, missing=0.2, levels=(500, 850)).to_zarr(path, consolidated=False)
+    pretrain(tiny_config(path, training__steps=5), tmp_path / "run", progress=False)
+    assert np.isfinite(pd.read_csv(tmp_path / "run/metrics.csv")["loss"]).all()
+
+
+# --- schedules and estimates
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    # 100 steps, 10 of warmup: first step 1/10 of the peak, never above it, zero at the end
+    factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
+    assert factors[0] == 0.1
+    assert max(factors) < 1
+    assert factors[100] == 0
+    assert np.argmax(factors) == 9
+    assert learning_rate_factor(0, 100, 0.0) == 1
+
+
+def test_describe_run_counts_what_there_is(waves: Path) -> None:
+    config = tiny_config(waves)
+    description = describe_run(config)
+    jepa = build_jepa(config, grid_spec(open_archive(waves), config))
+    assert description["parameters"] == {
+        "encoder": sum(p.numel() for p in jepa.encoder.parameters()),
+        "predictor": sum(p.numel() for p in jepa.predictor.parameters()),
+    }
+    # 200 days: 140, 20 and 40, less 3 as a window has 4; patches of 4 x 4 on 8 x 16
+    assert description["windows"] == {"train": 137, "validation": 17, "test": 37}
+    assert description["tokens"] == {"context": 2 * 8, "window": 4 * 8}
+    assert description["patch_values"] == 16
+    assert description["epochs"] == pytest.approx(20 * 8 / 137)
+    assert description["flops_total"] == 20 * description["flops_per_step"]
+    assert description["precision"] == "float32"
+
+
+def test_describe_run_reads_no_field(waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Archive, "read", refuse)
+    describe_run(tiny_config(waves))
+
+
+@pytest.mark.parametrize("target", ["ema", "online", "mae"])
+@pytest.mark.parametrize(
+    "masking",
+    [{"forecast": 1, "blocks": 0}, {"forecast": 0, "blocks": 1}, {"forecast": 0, "blocks": 0, "random": 1}],
+    ids=["forecast", "blocks", "random"],
+)
+def test_flops_agree_with_a_count_of_a_real_step(target: str, masking: dict, waves: Path) -> None:
+    config = tiny_config(
+        waves, masking=masking, objective={"target": target}, tokenizer={"patch_latitude": 2, "patch_longitude": 2},
+        encoder={"width": 32, "depth": 2, "heads": 2}, predictor={},
+    )  # fmt: skip
+    archive = open_archive(waves)
+    jepa = build_jepa(config, grid_spec(archive, config))
+    samples = list(range(config.training.batch_size))
+    batch = WindowReader(archive, fit_normalizer(archive, 0, 140)).read(samples, config.data.window)
+    plan = Masker(jepa.tokenizer.grid, config.masking, config.seed)(samples, epoch=0, step=0)
+    # The counter knows matrix products, and not the fused attention of a CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        jepa(batch, plan).terms.total.backward()
+    assert describe_run(config)["flops_per_step"] == pytest.approx(counter.get_total_flops(), rel=0.1)

@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+
+from sciJEPA.config import (
+    RunConfig,
+    config_from_dict,
+    config_text,
+    config_to_dict,
+    config_to_yaml,
+    list_configs,
+    load_config,
+)
+from sciJEPA.errors import UserError
+from sciJEPA.resources import configs_folder
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "run.yaml").write_text(text)
+    return folder / "run.yaml"
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, "")) == RunConfig()
+
+
+@pytest.mark.parametrize("file", sorted(configs_folder().glob("*")), ids=lambda file: file.name)
+def test_every_preset_is_a_configuration_and_says_what_it_is_for(file: Path) -> None:
+    config = load_config(file.stem)
+    assert config == load_config(file)
+    assert list_configs()[file.stem]
+    assert file.read_text().startswith("# ")
+    assert config_text(file.stem) == file.read_text()
+    assert config.data.archive == ""  # an archive is somebody's own
+
+
+def test_yaml_round_trip_is_exact(tmp_path: Path) -> None:
+    tree = {
+        "seed": 7,
+        "data": {"archive": "a: b#c", "variables": ["z", "t"], "split": [0.6, 0.15, 0.25]},
+        "training": {"learning_rate": 1.2345678901234567e-5, "threads": 2},
+    }
+    config = config_from_dict(tree)
+    assert load_config(written(tmp_path, config_to_yaml(config))) == config
+    assert config_from_dict(config_to_dict(config)) == config
+    assert config_to_yaml(load_config(written(tmp_path, config_to_yaml(config)))) == config_to_yaml(config)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'", "1E-3"])
+def test_a_number_is_a_number_however_it_is_written(text: str, tmp_path: Path) -> None:
+    # YAML 1.1 reads 1e-3, without a dot, as text
+    config = load_config(written(tmp_path, f"training: {{learning_rate: {text}}}"))
+    assert config.training.learning_rate == 0.001
+    assert load_config(written(tmp_path, ""), {"training.learning_rate": text}).training.learning_rate == 0.001
+
+
+def test_overrides_beat_the_file_and_leave_the_rest(tmp_path: Path) -> None:
+    file = written(tmp_path, "training: {steps: 5, batch_size: 4}\ndata: {archive: a.zarr}")
+    overrides = {"training.steps": "7", "data.variables": "[z, t]", "seed": 3, "data.validation_start": "null"}
+    config = load_config(file, overrides)
+    assert (config.training.steps, config.training.batch_size, config.seed) == (7, 4, 3)
+    assert config.data.variables == ("z", "t")
+    assert config.data.archive == "a.zarr"
+
+
+def test_a_section_without_keys_takes_defaults_and_overrides(tmp_path: Path) -> None:
+    file = written(tmp_path, "masking:\n# forecast: 1.0\n")
+    assert load_config(file).masking == RunConfig().masking
+    assert load_config(file, {"masking.blocks": "0.5"}).masking.blocks == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.step", "training.steps"),
+        ("traning.steps", "training"),
+        ("steps", "training.steps"),
+        ("data.archives", "data.archive"),
+        ("sed", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no key '.*did you mean '{meant}'"):
+        load_config(written(tmp_path, ""), {key: "1"})
+
+
+def test_an_unknown_key_without_a_near_one_lists_those_that_exist() -> None:
+    with pytest.raises(UserError, match="no key 'data.xqzw'; the keys here are archive, variables"):
+        config_from_dict({"data": {"xqzw": 1}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("training.steps", "many", "int"),
+        ("training.steps", "1.5", "int"),
+        ("training.steps", "true", "int"),
+        ("training.steps", "null", "int"),
+        ("training.learning_rate", "fast", "float"),
+        ("training.learning_rate", "yes", "float"),
+        ("training.threads", "false", "int"),
+        ("data.archive", "2020", "str"),
+        ("data.variables", "z", "tuple"),
+        ("data.split", "[0.5, 0.5]", "tuple"),
+        ("tokenizer.pad", "3", "bool"),
+    ],
+)
+def test_a_wrong_type_names_the_key_the_type_and_the_value(key: str, value: str, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"run\.yaml: {key} must be .*{wanted}.*, got "):
+        load_config(written(tmp_path, ""), {key: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"steps": 0}},
+        {"training": {"learning_rate": -1}},
+        {"training": {"learning_rate": float("nan")}},
+        {"training": {"weight_decay": -0.1}},
+        {"training": {"threads": 0}},
+        {"training": {"warmup": 1.0}},
+        {"training": {"precision": "float16"}},
+        {"training": {"batch_size": 3, "devices": 2}},
+        {"data": {"context": 9}},
+        {"data": {"split": [0.5, 0.5, 0.5]}},
+        {"data": {"test_start": "2001-01-01"}},
+        {"masking": {"forecast": 0, "blocks": 0}},
+        {"encoder": {"size": "huge"}},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused_before_anything_is_read(changes: dict) -> None:
+    with pytest.raises(UserError):
+        config_from_dict(changes)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "just words", "a: [1", "training: 5", "data: [1]"])
+def test_what_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        load_config(written(tmp_path, text))
+
+
+def test_a_preset_that_does_not_exist_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'slp-north-atlantic'"):
+        load_config("slp-north-atlantik")
+    with pytest.raises(UserError, match="did you mean 'slp-north-atlantic'"):
+        config_text("slp-north-atlantik")
+
+
+def test_an_override_of_a_value_as_if_it_were_a_section_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'seed\.x'.*'seed' holds a value"):
+        load_config(written(tmp_path, "seed: 1"), {"seed.x": "1"})

@@ -1,0 +1,222 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from tiny import tiny_config
+
+from sciJEPA.archive import open_archive
+from sciJEPA.config import config_to_yaml
+from sciJEPA.errors import UserError
+from sciJEPA.hub import Model, build_jepa, grid_spec, load, random_model
+from sciJEPA.latents import embed
+from sciJEPA.synthetic import travelling_waves
+
+
+@pytest.fixture
+def folder(run_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the model folder that may be damaged."""
+    return Path(shutil.copytree(run_folder / "model", tmp_path / "model"))
+
+
+def test_a_run_and_its_model_folder_are_the_same_model(run_folder: Path) -> None:
+    assert load(run_folder).id == load(run_folder / "model").id
+
+
+def test_save_and_load_are_exact(model: Model, waves: Path, tmp_path: Path) -> None:
+    again = load(model.save(tmp_path / "model"))
+    assert again.id == model.id
+    assert (again.config, again.spec, again.units, again.provenance) == (
+        model.config,
+        model.spec,
+        model.units,
+        model.provenance,
+    )
+    for name in ("coefficients", "spread", "missing_share"):
+        np.testing.assert_array_equal(getattr(again.normalizer, name), getattr(model.normalizer, name))
+        assert getattr(again.normalizer, name).dtype == getattr(model.normalizer, name).dtype
+    assert again.normalizer.trained_on == model.normalizer.trained_on
+    for encoder in ("target", "online"):
+        xr.testing.assert_identical(
+            embed(again, waves, encoder=encoder, progress=False), embed(model, waves, encoder=encoder, progress=False)
+        )
+
+
+def test_saving_twice_gives_the_same_bytes(model: Model, run_folder: Path, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    for file in (run_folder / "model").iterdir():
+        assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_folder_holds_no_code(run_folder: Path) -> None:
+    files = sorted(file.name for file in (run_folder / "model").iterdir())
+    assert files == ["README.md", "config.json", "model.safetensors", "statistics.safetensors"]
+    for file in (run_folder / "model").glob("*.safetensors"):
+        # safetensors begin with the length of a JSON header and hold numbers after it
+        content = file.read_bytes()
+        assert json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
+def test_loading_unpickles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("unpickled")
+
+    for name in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
+        monkeypatch.setattr(name, refuse)
+    load(folder)
+
+
+def test_nothing_is_written_over(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists already"):
+        model.save(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_leftover_of_a_killed_save_is_no_obstacle(model: Model, tmp_path: Path) -> None:
+    (tmp_path / ".model.partial").mkdir()
+    (tmp_path / ".model.partial" / "model.safetensors").write_bytes(b"half")
+    assert load(model.save(tmp_path / "model")).id == model.id
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "statistics.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "empty", "noise"])
+def test_damage_is_noticed_and_the_file_named(name: str, damage: str, folder: Path) -> None:
+    file = folder / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "flipped":  # one bit of the last number, or a brace
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    else:
+        file.write_bytes(
+            {"truncated": content[: len(content) // 2], "empty": b"", "noise": b"\xff\xfe\x00" * 99}[damage]
+        )
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("config", {"training": {"stepz": 1}}),
+        ("config", []),
+        ("spec", {}),
+        ("units", 3),
+        ("sha256", []),
+        ("statistics", 1),
+    ],
+)
+def test_a_description_that_was_edited_is_refused(key: str, value: object, folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(UserError):
+        load(folder)
+
+
+def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+    description = json.loads((folder / "config.json").read_text())
+    description["config"]["encoder"]["width"] = 32
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="incomplete or damaged"):
+        load(folder)
+
+
+def test_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run or model folder"):
+        load(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no model"):
+        load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="unfinished: complete it with --resume"):
+        load(tmp_path)
+
+
+def other(**changes: object) -> xr.Dataset:
+    return travelling_waves(40, **changes)  # type: ignore[arg-type]
+
+
+def in_feet() -> xr.Dataset:
+    ds = other()
+    ds["z"].attrs["units"] = "ft"
+    return ds
+
+
+MISFITS = [
+    ("units", in_feet, "ft", "m"),
+    ("latitude", lambda: other(nlat=10), "10 from 31.5", "8 from 31.875"),
+    ("latitude", lambda: other().isel(latitude=slice(None, None, -1)), "8 from 58.125", "8 from 31.875"),
+    ("longitude", lambda: other().isel(longitude=slice(4, None)), "12 from 90", "16 from 0"),
+    ("cadence", lambda: other(cadence="6h"), "6 hours", "24 hours"),
+    ("channels", lambda: other(levels=(500, 850)), "z@500, z@850", "trained on z;"),
+]
+
+
+@pytest.mark.parametrize(("what", "archive", "found", "needed"), MISFITS)
+def test_an_archive_that_does_not_fit_is_refused_with_both_sides(
+    what: str, archive: object, found: str, needed: str, model: Model
+) -> None:
+    with pytest.raises(UserError) as raised:
+        model.open(archive())  # type: ignore[operator]
+    message = str(raised.value)
+    assert f"its {what} are" in message
+    assert found in message
+    assert needed in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_archive_without_the_variable_is_refused(model: Model) -> None:
+    with pytest.raises(UserError, match="no variable 'z'"):
+        model.open(other().rename(z="t"))
+
+
+def test_further_variables_do_not_disturb(model: Model) -> None:
+    ds = other()
+    assert [channel.name for channel in model.open(ds.assign(a=ds.z * 2)).channels] == ["z"]
+
+
+def test_random_model_has_the_weights_from_before_training(model: Model, waves: Path) -> None:
+    before = build_jepa(model.config, grid_spec(open_archive(waves), model.config)).state_dict()
+    after = random_model(model).jepa.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert random_model(model).id == random_model(model).id != model.id
+    assert not torch.equal(after["encoder.position.weight"], model.jepa.state_dict()["encoder.position.weight"])
+
+
+def test_weights_follow_from_the_seed_alone(waves: Path) -> None:
+    archive = open_archive(waves)
+    spec = grid_spec(archive, tiny_config(waves))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, two, three = (build_jepa(tiny_config(waves, seed=seed), spec).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one["encoder.position.weight"], two["encoder.position.weight"])
+    assert not torch.equal(one["encoder.position.weight"], three["encoder.position.weight"])
+
+
+def test_the_target_of_an_untrained_model_is_its_encoder(model: Model) -> None:
+    jepa = random_model(model).jepa
+    for own, average in zip(jepa.encoder.parameters(), jepa.target.module.parameters(), strict=True):
+        assert torch.equal(own, average)
+
+
+def test_id_changes_with_the_weights_alone(model: Model) -> None:
+    renamed = dataclasses.replace(model, provenance={"name": "other"})
+    assert renamed.id == model.id
+    assert len(model.id) == 12
+
+
+def test_repr_is_one_line(model: Model) -> None:
+    assert repr(model) == (
+        f"<Model {model.id}: 1 channels on 8 x 16, 16 tokens of width 16, "
+        f"{sum(p.numel() for p in model.jepa.encoder.parameters()):,} encoder parameters>"
+    )
+
+
+def test_the_configuration_of_the_run_travels_with_the_model(model: Model, run_folder: Path) -> None:
+    assert config_to_yaml(model.config) == (run_folder / "config.yaml").read_text()
