@@ -24,8 +24,8 @@ from sciJEPA.terminal import complain, outline, quiet_libraries, to_json, write
 EPILOG = """\
 A first look:   scijepa demo
 Your archive:   scijepa inspect era5.zarr
-                scijepa pretrain --config demo --archive era5.zarr --dry-run
-                scijepa pretrain --config demo --archive era5.zarr --out runs/mine
+                scijepa pretrain --config climate-tiny --archive era5.zarr --dry-run
+                scijepa pretrain --config climate-tiny --archive era5.zarr --out runs/mine
                 scijepa probe runs/mine era5.zarr --lead 1D,3D
 """
 CONFIGS_ACTIONS = ("list", "show", "copy")
@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = options.run(options)
         return write(text)
     except BaseException as error:
-        goes_on = GOES_ON.get(getattr(options, "verb", None) or "", "")
-        return complain(error, out=getattr(options, "out", None), goes_on=goes_on)
+        out = getattr(options, "out", None)
+        goes_on = GOES_ON.get(options.verb, "") if out is not None and out.is_dir() else ""
+        return complain(error, out=out, goes_on=goes_on)
 
 
 def _inspect(options: argparse.Namespace) -> str:

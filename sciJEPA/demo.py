@@ -2,12 +2,18 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+import xarray as xr
+from tqdm import tqdm
 
-from sciJEPA.archive import open_archive
+from sciJEPA.archive import Archive, open_archive
 from sciJEPA.config import load_config
+from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
 from sciJEPA.inspection import format_inspection, inspect
 from sciJEPA.latents import embed
@@ -35,7 +41,8 @@ def demo(
     out
         The run folder. Beside it lies the embedded archive, unless `archive` is given.
     archive
-        An archive of the user's own; without it two-layer quasi-geostrophic turbulence is simulated (`sciJEPA.synthetic`).
+        An archive of the user's own; without it two-layer quasi-geostrophic turbulence is simulated
+        (`sciJEPA.synthetic`).
     config
         Preset or file.
     """
@@ -55,8 +62,9 @@ def demo(
     print(format_inspection(inspect(path, window=settings.data.window)), file=sys.stderr)
     plan = describe_run(settings)
     _say(
-        f"3/5 pretrain: {plan['steps']} steps of {settings.training.batch_size} windows, {plan['tokens']['context']} tokens each, "
-        f"{plan['parameters']['encoder']:,} parameters, {plan['flops_total'] / 1e12:.1f} TFLOP in {plan['precision']}"
+        f"3/5 pretrain: {plan['steps']} steps of {settings.training.batch_size} windows, {plan['tokens']['context']} "
+        f"tokens each, {plan['parameters']['encoder']:,} parameters, {plan['flops_total'] / 1e12:.1f} TFLOP in "
+        f"{plan['precision']}"
     )
     model = pretrain(settings, out, resume=out.exists(), progress=progress)
     latents = out / "latents.zarr"
@@ -77,9 +85,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _simulation_bar():  # type: ignore[no-untyped-def]
-    from tqdm import tqdm
-
+def _simulation_bar() -> Callable[[float], None]:
     bar = tqdm(
         total=100, desc="simulate", unit="%", disable=None, file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}"
     )
@@ -94,8 +100,6 @@ def _simulation_bar():  # type: ignore[no-untyped-def]
 
 def _pictures(model: Model, path: Path, out: Path) -> None:
     """Training curves, and a mask over real fields; left out where matplotlib is not installed."""
-    from sciJEPA.errors import UserError
-
     try:
         from sciJEPA.plots import plot_mask, plot_training
     except UserError as error:
@@ -109,12 +113,8 @@ def _pictures(model: Model, path: Path, out: Path) -> None:
     plot_mask(fields, role, out / "mask.png")
 
 
-def mask_picture(model, masker, archive, start):  # type: ignore[no-untyped-def]
-    """Anomalies of the first channel over one window, and the role of every grid point: 0 unused, 1 context, 2 target."""
-    import numpy as np
-    import torch
-    import xarray as xr
-
+def mask_picture(model: Model, masker: Masker, archive: Archive, start: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Anomalies of the first channel over one window, and what each grid point is: 0 unused, 1 context, 2 target."""
     tokenizer, window = model.jepa.tokenizer, model.config.data.window
     plan = masker([start], epoch=0, step=0)
     role = torch.zeros(1, tokenizer.grid.count, 1, tokenizer.patch_size)

@@ -18,7 +18,6 @@ from sciJEPA.errors import UserError
 from sciJEPA.score_table import lead_days, method_title, ordered_methods, sorted_leads
 
 try:
-    import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.colors import Normalize
@@ -177,6 +176,9 @@ def _skill_panel(axes: Axes, rows: pd.DataFrame, methods: Sequence[tuple[str, st
     _tidy(axes)
 
 
+TARGET_INK = "#444444"  # grey: colours belong to the field
+
+
 def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None = None) -> Figure:
     """A mask over the fields it hides: context in full colour, unused parts washed out, targets outlined and hatched.
 
@@ -212,14 +214,18 @@ def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None 
     )
     grid = figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True)
     values = fields.to_numpy()
-    shared = Normalize(*np.nanpercentile(values, [1, 99]))
+    low, high = np.nanpercentile(values, [1, 99])
+    # Anomalies have a zero that means something; fields of one sign do not.
+    signed = low < 0 < high
+    shared = Normalize(*((-max(-low, high), max(-low, high)) if signed else (low, high)))
+    colours = "RdBu_r" if signed else "viridis"
     x, y = (_cell_edges(fields, name) for name in (longitude, latitude))
     for step, axes in enumerate(grid.flat):
         if step >= steps:
             axes.set_axis_off()
             continue
         kind = role.to_numpy()[step]
-        axes.pcolormesh(x, y, values[step], norm=shared, cmap="viridis", rasterized=True)
+        axes.pcolormesh(x, y, values[step], norm=shared, cmap=colours, rasterized=True)
         # White on top, denser over unused parts than over targets, where the hatching hides some more.
         for which, veil in ((0, 0.85), (2, 0.35)):
             axes.pcolormesh(x, y, np.where(kind == which, 1.0, np.nan), cmap="gray", vmin=0, vmax=1, alpha=veil)
@@ -236,7 +242,7 @@ def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None 
     unit = fields.attrs.get("units")
     name = str(fields.attrs.get("long_name", fields.name or "value"))
     label = f"{name} ({unit})" if unit else name
-    figure.colorbar(ScalarMappable(shared, "viridis"), ax=list(grid.flat), label=label, extend="both", pad=0.01)
+    figure.colorbar(ScalarMappable(shared, colours), ax=list(grid.flat), label=label, extend="both", pad=0.01)
     _mask_legend(figure)
     return _finish(figure, path)
 
@@ -257,22 +263,19 @@ def _outline_targets(axes: Axes, x: np.ndarray, y: np.ndarray, target: np.ndarra
         lines.append([(x[column], y[row]), (x[column + 1], y[row])])
     for row, column in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
         lines.append([(x[column], y[row]), (x[column], y[row + 1])])
-    axes.add_collection(LineCollection(lines, colors="#D55E00", linewidths=1.4, capstyle="round"))
+    axes.add_collection(LineCollection(lines, colors=TARGET_INK, linewidths=1.4, capstyle="round"))
     cells = [
         [(x[column], y[row]), (x[column + 1], y[row]), (x[column + 1], y[row + 1]), (x[column], y[row + 1])]
         for row, column in zip(*np.nonzero(target), strict=True)
     ]
-    axes.add_collection(PolyCollection(cells, facecolor="none", edgecolor="#D55E00", hatch="////", linewidth=0))
+    axes.add_collection(PolyCollection(cells, facecolor="none", edgecolor=TARGET_INK, hatch="////", linewidth=0))
 
 
 def _mask_legend(figure: Figure) -> None:
-    colour = matplotlib.colormaps["viridis"](0.45)
-    red, green, blue = (0.15 * part + 0.85 for part in colour[:3])
-    pale = (red, green, blue)
     patches = {
-        "context: the encoder sees it": Patch(facecolor=colour),
-        "target: its latents are predicted": Patch(facecolor="white", edgecolor="#D55E00", hatch="////"),
-        "unused": Patch(facecolor=pale, edgecolor="0.8"),
+        "context: the encoder sees it": Patch(facecolor="0.6"),
+        "target: its latents are predicted": Patch(facecolor="white", edgecolor=TARGET_INK, hatch="////"),
+        "unused": Patch(facecolor="0.94", edgecolor="0.8"),
     }
     figure.legend(list(patches.values()), list(patches), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
@@ -296,11 +299,15 @@ TRAINING_PANELS: tuple[tuple[str, str, dict[str, tuple[str, str, str]]], ...] = 
     (
         "loss",
         "loss (normalised)",
-        {"loss": ("total", "#000000", "-"), "loss_prediction": ("prediction", "#0072B2", "--")},
+        {
+            "loss": ("total", "#000000", "-"),
+            "loss_prediction": ("prediction, training", "#0072B2", "--"),
+            "validation_loss": ("prediction, validation", "#D55E00", ":"),
+        },
     ),
     (
         "effective rank",
-        "share of latent width",
+        "directions in use",
         {"rank_target": ("target encoder", "#0072B2", "-"), "rank_online": ("online encoder", "#009E73", "--")},
     ),
     (
@@ -323,8 +330,8 @@ def plot_training(metrics: pd.DataFrame, path: str | Path | None = None) -> Figu
     Parameters
     ----------
     metrics
-        Rows of metrics.csv: ``step`` and any of loss, loss_prediction, rank_target, rank_online, std_target,
-        std_online, std_predicted. What is absent is not drawn; NaN (logged at other steps) is skipped.
+        Rows of metrics.csv: ``step`` and any of loss, loss_prediction, validation_loss, rank_target, rank_online,
+        std_target, std_online, std_predicted. What is absent is not drawn; NaN (logged at other steps) is skipped.
     path
         Where to save the picture.
 
@@ -348,7 +355,7 @@ def plot_training(metrics: pd.DataFrame, path: str | Path | None = None) -> Figu
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0 if title != "loss" else None, top=1 if title == "effective rank" else None)
+        axes.set_ylim(bottom=0 if title != "loss" else None)
         axes.legend(frameon=False, fontsize=8)
         _tidy(axes)
     return _finish(figure, path)

@@ -1,9 +1,9 @@
 """What reaches the terminal: results on stdout, our own warnings and one sentence for a failure on stderr.
 
 Arrives: the result of a verb, or whatever it raised. Leaves: text or JSON on stdout; or an exit code and a sentence: 2
-where the user or the machine is at fault, 130 for an interruption, 1 where we are. Exceptions are looked at with their
-causes, since libraries wrap what the system said. We decided against guessing: an exception that we do not know is our
-failure, and is shown whole.
+where the user or the machine is at fault, 130 or 143 for an interruption, 1 where we are. Exceptions are looked at with
+their causes, since libraries wrap what the system said. We decided against guessing: an exception that we do not know
+is our failure, and is shown whole.
 """
 
 import contextlib
@@ -137,6 +137,9 @@ def explain(error: BaseException, *, out: str | os.PathLike | None = None, goes_
     chain = list(_chain(error))
     if any(isinstance(link, KeyboardInterrupt) for link in chain):
         return 130, f"interrupted; {goes_on or 'nothing that existed before was changed'}."
+    # So Lightning calls what it raises when a scheduler ends the job; it is a SystemExit, and would read as a success.
+    if any(type(link).__name__ == "SIGTERMException" for link in chain):
+        return 143, f"terminated from outside; {goes_on or 'nothing that existed before was changed'}."
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
         return error.code or 0, None
     if isinstance(error, UserError):

@@ -478,7 +478,7 @@ def test_damaged_model(scijepa: Command, waves: Path, trained: Path, tmp_path: P
 def test_unknown_lead_and_control(scijepa: Command, waves: Path, trained: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     assert_refused(scijepa("probe", trained, waves, "--lead", "soon", *out), "'soon'")
-    assert_refused(scijepa("probe", trained, waves, "--lead", "1D", "--controls", "persistance", *out), "persistence")
+    assert_refused(scijepa("probe", trained, waves, "--lead", "1D", "--controls", "persistenc", *out), "persistence")
     assert not (tmp_path / "out").exists()
 
 
@@ -623,8 +623,13 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
-def test_an_interrupted_run_says_how_to_go_on(waves: Path, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals for one process")
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    waves: Path, tiny: Path, tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
     run = tmp_path / "run"
     argv = ["pretrain", "--config", tiny, "--archive", waves, "--out", run, "--training.steps", 20_000]
     command = [sys.executable, "-m", "sciJEPA.cli", *map(str, argv)]
@@ -633,10 +638,22 @@ def test_an_interrupted_run_says_how_to_go_on(waves: Path, tiny: Path, tmp_path:
         while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
             assert started.poll() is None, started.communicate()
             time.sleep(0.1)
-        started.send_signal(signal.SIGINT)
+        started.send_signal(number)
         out, err = started.communicate(timeout=120)
-    assert (started.returncode, out) == (130, "")
+    assert (started.returncode, out) == (code, "")
     assert "Traceback" not in err
     last = err.splitlines()[-1]
-    assert last.startswith("scijepa: interrupted")
+    assert last.startswith(f"scijepa: {word}")
     assert "--resume" in last
+    assert not (run / "model").exists()
+
+
+def test_an_interruption_before_the_first_step(
+    scijepa: Command, waves: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("sciJEPA.pretrain"), "fit_normalizer", interrupt)
+    done = scijepa("pretrain", "--config", tiny, "--archive", waves, "--out", tmp_path / "run")
+    assert done == Done(130, "", "scijepa: interrupted; nothing that existed before was changed.\n")

@@ -85,8 +85,8 @@ def test_an_unknown_key_names_the_nearest(key: str, meant: str, tmp_path: Path) 
 
 
 def test_an_unknown_key_without_a_near_one_lists_those_that_exist() -> None:
-    with pytest.raises(UserError, match="no key 'data.xqzw'; the keys here are archive, variables"):
-        config_from_dict({"data": {"xqzw": 1}})
+    with pytest.raises(UserError, match=r"no key .masking\.xqzwvkjyu.; the keys here are forecast, blocks"):
+        config_from_dict({"masking": {"xqzwvkjyu": 1}})
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,13 @@ def test_interruptions() -> None:
     assert "--resume" in sentence
 
 
+def test_a_job_that_was_ended_is_no_success() -> None:
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    code, sentence = explain(SIGTERMException(), goes_on="--resume goes on")
+    assert (code, sentence) == (143, "terminated from outside; --resume goes on.")
+
+
 def test_exits_have_said_everything() -> None:
     assert explain(SystemExit(0)) == (0, None)
     assert explain(SystemExit()) == (0, None)

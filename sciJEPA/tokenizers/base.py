@@ -87,6 +87,10 @@ class Tokenizer(Protocol):
         """Cut a batch into tokens; holds no weights."""
         ...
 
+    def unpatchify(self, patches: Float[Tensor, "B N V P"]) -> Float[Tensor, "B V T H W"]:
+        """The way back to the grid."""
+        ...
+
 
 class PatchEmbedding(nn.Module):
     """Patch -> embedding: one linear map for each named channel, summed over the channels and scaled by their number.
