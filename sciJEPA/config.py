@@ -230,6 +230,8 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
         raise UserError(f"{source}: {key} must be {wanted}, got {value!r}.")  # else it would be taken for 0 or 1
     try:
+        if isinstance(value, str) and tuple[str, ...] in (hint, *typing.get_args(hint)):
+            value = [part.strip() for part in value.split(",")]  # one name needs no brackets on a command line
         # YAML reads 1e-3 as text; numbers in text are meant as numbers wherever a number is asked for.
         return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=False)).validate_python(value)
     except ValidationError as error:
@@ -245,7 +247,7 @@ def _all_keys(cls: type, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7) or difflib.get_close_matches(
         name.rpartition(".")[2], [n.rpartition(".")[2] for n in names], n=1, cutoff=0.6
     )
     full = next((n for n in names if close and n.endswith(close[0])), None)

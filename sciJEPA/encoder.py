@@ -2,7 +2,8 @@
 
 Arrives: `Tokens`, whole or the visible part. Leaves: the residual stream before the last norm, one vector a token. We
 decided against ending in a norm: it would remove the amplitude of an anomaly, which a forecast needs; the objective
-applies the norm itself.
+applies the norm itself. A latent is the embedding and the last block side by side: what was seen, and what was made of
+it. With the last block alone, long leads lost what the targets do not ask for (see docs/learned.md).
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class EncoderConfig:
     """Number of transformer blocks."""
     heads: int | None = None
     """Attention heads."""
+    latent_layers: tuple[int, ...] = (0, -1)
+    """Outputs that make up a latent, side by side: 0 is the embedding, 1 the first block, -1 the last."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -38,6 +41,13 @@ class EncoderConfig:
         width, _, heads = self.resolved
         if width % heads:
             raise UserError(f"encoder.width of {width} is not a multiple of encoder.heads, {heads}; use {heads * 16}.")
+
+        outputs = self.resolved[1] + 1
+        if not self.latent_layers or any(not -outputs <= layer < outputs for layer in self.latent_layers):
+            raise UserError(
+                f"encoder.latent_layers must name outputs between 0 (the embedding) and {outputs - 1} (the last "
+                f"block), got {list(self.latent_layers)}."
+            )
 
     @property
     def resolved(self) -> tuple[int, int, int]:
@@ -111,19 +121,29 @@ class Encoder(nn.Module):
         super().__init__()
         width, depth, heads = config.resolved
         self.width = width
+        self.latent_layers = [layer % (depth + 1) for layer in config.latent_layers]
+        self.latent_width = width * len(self.latent_layers)
         self.embedding = PatchEmbedding(tokenizer.channels, tokenizer.patch_size, width)
         self.position = nn.Linear(tokenizer.feature_width, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         initialise(self, depth)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "B N L"]:
-        """Latents of the tokens (residual stream, not normalised)."""
+        """Output of the last block (residual stream, not normalised): what is trained."""
+        return self._outputs(tokens)[-1]
+
+    def latents(self, tokens: Tokens) -> Float[Tensor, "B N {self.latent_width}"]:
+        """The outputs named by `latent_layers`, side by side: what is handed on."""
+        outputs = self._outputs(tokens)
+        return torch.cat([outputs[layer] for layer in self.latent_layers], dim=-1)
+
+    def _outputs(self, tokens: Tokens) -> list[Float[Tensor, "B N L"]]:
         weight = tokens.weight
         seen = None if weight is None else weight > 0
-        x = self.embedding(tokens) + self.position(tokens.features)
+        outputs = [self.embedding(tokens) + self.position(tokens.features)]
         for block in self.blocks:
-            x = block(x, seen)
-        return x
+            outputs.append(block(outputs[-1], seen))
+        return outputs
 
 
 def initialise(module: nn.Module, depth: int) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.config import RunConfig, config_from_dict, config_to_dict
 from sciJEPA.errors import UserError
+from sciJEPA.folders import complete_folder
 from sciJEPA.jepa import JEPA
 from sciJEPA.normalize import Normalizer
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer
@@ -82,7 +82,7 @@ class Model:
 
     def __repr__(self) -> str:
         grid = self.jepa.tokenizer.grid
-        width = self.jepa.encoder.width
+        width = self.jepa.encoder.latent_width
         parameters = sum(p.numel() for p in self.jepa.encoder.parameters())
         return (
             f"<Model {self.id}: {len(self.spec.channels)} channels on {len(self.spec.latitude)} x "
@@ -98,35 +98,29 @@ class Model:
         UserError
             If the folder exists.
         """
-        folder = Path(folder)
-        if folder.exists():
-            raise UserError(f"{folder} exists already and nothing is written over; choose another folder.")
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in self.jepa.state_dict().items()}, partial / WEIGHTS)
-        arrays = ("coefficients", "spread", "missing_share")
-        save_arrays(
-            {name: np.ascontiguousarray(getattr(self.normalizer, name)) for name in arrays}, partial / STATISTICS
-        )
-        description = {
-            "format": 1,
-            "id": self.id,
-            "config": config_to_dict(self.config),
-            "spec": dataclasses.asdict(self.spec),
-            "units": list(self.units),
-            "statistics": {
-                "annual": self.normalizer.annual,
-                "daily": self.normalizer.daily,
-                "trained_on": list(self.normalizer.trained_on),
-            },
-            "provenance": self.provenance,
-            "sha256": {name: _file_digest(partial / name) for name in (WEIGHTS, STATISTICS)},
-        }
-        (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
-        (partial / CARD).write_text(_card(self))
-        os.replace(partial, folder)
-        return folder
+        with complete_folder(folder) as partial:
+            save_file({k: v.contiguous() for k, v in self.jepa.state_dict().items()}, partial / WEIGHTS)
+            arrays = ("coefficients", "spread", "missing_share")
+            save_arrays(
+                {name: np.ascontiguousarray(getattr(self.normalizer, name)) for name in arrays}, partial / STATISTICS
+            )
+            description = {
+                "format": 1,
+                "id": self.id,
+                "config": config_to_dict(self.config),
+                "spec": dataclasses.asdict(self.spec),
+                "units": list(self.units),
+                "statistics": {
+                    "annual": self.normalizer.annual,
+                    "daily": self.normalizer.daily,
+                    "trained_on": list(self.normalizer.trained_on),
+                },
+                "provenance": self.provenance,
+                "sha256": {name: _file_digest(partial / name) for name in (WEIGHTS, STATISTICS)},
+            }
+            (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
+            (partial / CARD).write_text(_card(self))
+        return Path(folder)
 
 
 def load(path: str | os.PathLike) -> Model:

@@ -1,6 +1,7 @@
 """Wiring: context, target, predict, energy. Nothing here learns that is not defined elsewhere."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -104,10 +105,10 @@ class JEPA(nn.Module):
         rows = torch.arange(len(latents), device=latents.device)[:, None]
         return standardise(latents, self.objective.standardise)[rows, plan.target - start]
 
-    def encode(self, batch: Batch, *, encoder: str = "target") -> Float[Tensor, "B N L"]:
+    def encode(self, batch: Batch, *, encoder: str = "target") -> Float[Tensor, "B N Z"]:
         """Latents of all tokens of the batch's windows, from the "target" or the "online" encoder."""
-        tokens = self.tokenizer(batch)
-        return self.target(tokens) if encoder == "target" else self.encoder(tokens)
+        chosen = cast(Encoder, self.target.module) if encoder == "target" else self.encoder
+        return chosen.latents(self.tokenizer(batch))
 
 
 def _seen(tokens: Tokens) -> Tensor | None:

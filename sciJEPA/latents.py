@@ -5,7 +5,6 @@ every token. The time of a latent is the last step of its issue window: what was
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
+from sciJEPA.folders import complete_folder, refuse_existing
 from sciJEPA.hub import Model
 from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.samples import WindowReader, window_starts
@@ -66,13 +66,13 @@ def embed(
     """
     if encoder not in ("target", "online"):
         raise UserError(f"encoder must be 'target' or 'online', got '{encoder}'.")
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already and nothing is written over; choose another --out.")
+    if out is not None:
+        refuse_existing(out)
     archive = model.open(archive)
     context = model.config.data.context
     starts = window_starts(archive, (0, len(archive)), context)
     grid = model.jepa.tokenizer.grid
-    size = len(starts) * grid.context_times * grid.per_time * model.jepa.encoder.width * 4
+    size = len(starts) * grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
     if not len(starts):
         raise UserError(
             f"{archive.source} has no {context} consecutive steps without a gap; there is nothing to embed."
@@ -137,7 +137,7 @@ def _encode(
     """Latents in blocks (first, last + 1, values) of about 64 MB."""
     reader = WindowReader(archive, model.normalizer, memory_mb=model.config.data.memory_mb)
     grid = model.jepa.tokenizer.grid
-    per_window = grid.context_times * grid.per_time * model.jepa.encoder.width * 4
+    per_window = grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
     block = max(batch_size, BLOCK_BYTES // per_window // batch_size * batch_size)
     device = next(model.jepa.parameters()).device
     bar = tqdm(
@@ -211,20 +211,11 @@ def time_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _write(blocks: Iterator[xr.Dataset], out: Path) -> xr.Dataset:
-    """Append block after block to a store beside `out`, which takes its name when it is complete."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    for number, block in enumerate(blocks):
-        chunk = min(block.sizes["time"], max(1, 2**22 // (block["latents"].nbytes // block.sizes["time"])))
-        if number == 0:
-            block.to_zarr(
-                partial,
-                mode="w",
-                encoding={"latents": {"chunks": (chunk, *block["latents"].shape[1:])}, **time_encoding(block)},
-                consolidated=False,
-            )
-        else:
-            block.to_zarr(partial, append_dim="time", consolidated=False)
-    os.replace(partial, out)
+    """Append block after block to a store that takes its name when it is complete."""
+    with complete_folder(out) as partial:
+        for number, block in enumerate(blocks):
+            chunk = min(block.sizes["time"], max(1, 2**22 // (block["latents"].nbytes // block.sizes["time"])))
+            encoding = {"latents": {"chunks": (chunk, *block["latents"].shape[1:])}, **time_encoding(block)}
+            options: Any = {"append_dim": "time"} if number else {"mode": "w", "encoding": encoding}
+            block.to_zarr(partial, consolidated=False, **options)
     return xr.open_zarr(out, consolidated=False)

@@ -13,7 +13,7 @@ from sciJEPA.jepa import StepOutput
 
 RANK_FLOOR = 2.0
 SPREAD_FLOOR = 0.05
-"""Runs that learn stay near 1; with every matrix of the encoder erased at every step, 0.003 to 0.02 is left."""
+"""Runs that learn stay near 1; with every matrix of the encoder erased at every step, less than 0.01 is left."""
 
 
 class CollapseWarning(UserWarning):

@@ -7,7 +7,9 @@ which are read once. We decided against an option to leave out persistence and c
 
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive
 from sciJEPA.baselines import Climatology, DampedPersistence, EOFRidge, Forecaster, Persistence, fields, windows
 from sciJEPA.errors import UserError
+from sciJEPA.folders import complete_folder, refuse_existing
 from sciJEPA.forecast import (
     _latent_rows,
     issue_steps,
@@ -31,13 +34,15 @@ from sciJEPA.forecast import (
 )
 from sciJEPA.hub import Model, load, random_model
 from sciJEPA.latents import MEMORY_LIMIT, embed, time_encoding
-from sciJEPA.probes import BLOCK_ROWS, Ridge
+from sciJEPA.probes import BLOCK_ROWS, Ridge, Rows
 from sciJEPA.samples import Splits, WindowReader, split_steps
 from sciJEPA.scores import MethodErrors, anomaly_correlation, score_rows, squared_error
 
 ALWAYS = ("persistence", "climatology")
 CONTROLS = ("persistence", "climatology", "damped_persistence", "eof_ridge", "raw_ridge", "random_init")
 DEFAULT_LEADS = (1, 2, 3, 5)
+JUDGED = ("jepa_online", "jepa_target")
+LEAST_TIMES = 10
 
 
 def probe(
@@ -87,62 +92,30 @@ def probe(
     unknown = [name for name in chosen if name not in CONTROLS]
     if unknown:
         raise UserError(f"there is no control '{unknown[0]}'; choose from {', '.join(CONTROLS)}.")
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already and nothing is written over; choose another --out.")
+    if out is not None:
+        refuse_existing(out)
     model = run if isinstance(run, Model) else load(run)
     archive = model.open(archive)
-    splits = split_steps(archive, model.config.data)
-    refuse_leakage(model, archive, splits)
     lead = [lead] if isinstance(lead, str) else lead
     leads = [lead_steps(text, archive) for text in lead] if lead else list(DEFAULT_LEADS)
     labels = list(lead) if lead else [lead_label(steps, archive) for steps in leads]
-    context = model.config.data.context
-    train, validation, test = (
-        issue_steps(archive, getattr(splits, name), context, max(leads)) for name in ("train", "validation", "test")
-    )
-    for name, steps in (("training", train), ("validation", validation), ("test", test)):
-        if len(steps) < 10:
-            raise UserError(
-                f"the {name} split of {archive.source} has {len(steps)} issue times with {context} steps before and "
-                f"{max(leads)} after them, at least 10 are needed; use shorter leads or a longer archive."
-            )
-    reader = WindowReader(archive, model.normalizer, memory_mb=model.config.data.memory_mb)
-    weights = target_weights(archive)
-    targets = [fields(reader, steps) for steps in leads]
-    groups = len(archive.channels)
-
-    def ridge(features: Any) -> Ridge:
-        return Ridge().fit(features, targets, train, validation, weights=weights, groups=groups)
-
-    def probe_latents(which: Model, encoder: str) -> Ridge:
-        latents = embed(which, archive, encoder=encoder, out=_spill(which, archive, out, encoder), progress=progress)
-        return ridge(_latent_rows([latents], archive))
-
-    makers: dict[str, tuple[str, Callable[[], Forecaster]]] = {
-        "persistence": ("none", lambda: Persistence(reader, leads)),
-        "climatology": ("none", lambda: Climatology(reader, leads)),
-        "damped_persistence": ("none", lambda: DampedPersistence.fit(reader, leads, train)),
-        "eof_ridge": ("ridge", lambda: EOFRidge.fit(reader, leads, train, validation, weights)),
-        "raw_ridge": ("ridge", lambda: ridge(windows(reader, context))),
-        "random_init": ("ridge", lambda: probe_latents(random_model(model), "online")),
-        "jepa_online": ("ridge", lambda: probe_latents(model, "online")),
-        "jepa_target": ("ridge", lambda: probe_latents(model, "target")),
-    }
-    wanted = [name for name in makers if name in chosen or name.startswith("jepa")]
-    errors: list[MethodErrors] = []
-    bar = tqdm(wanted, desc="probe", unit="method", disable=None if progress else True)
-    for name in bar:
-        bar.set_postfix_str(name)
-        kind, make = makers[name]
-        method = make()
-        errors += _judge(name, kind, method, archive, model, test, leads, labels)
-    rows = score_rows(errors, archive=Path(archive.source).name, seed=seed, controls=chosen)
-    if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_forecasts(method, archive, model, test, leads, folder / "forecasts.zarr")
-        rows.to_csv(folder / "scores.csv", index=False)
-        _draw(rows, folder / "skill.png")
+    parent = Path(out).absolute().parent if out is not None else None
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".latents-", dir=parent) as spill:
+        panel = _Panel.of(model, archive, leads, labels, Path(spill), progress)
+        errors: list[MethodErrors] = []
+        bar = tqdm((*chosen, *JUDGED), desc="probe", unit="method", disable=None if progress else True)
+        for name in bar:
+            bar.set_postfix_str(name)
+            method = panel.make(name)
+            errors += panel.judge(name, method)
+        rows = score_rows(errors, archive=Path(archive.source).name, seed=seed, controls=chosen)
+        if out is not None:
+            with complete_folder(out) as folder:
+                panel.write_forecasts(method, folder / "forecasts.zarr")
+                rows.to_csv(folder / "scores.csv", index=False)
+                _draw(rows, folder / "skill.png")
     return rows
 
 
@@ -174,76 +147,122 @@ def units_of(archive: Archive) -> Mapping[str, str]:
     return {channel.name: channel.units for channel in archive.channels}
 
 
-def _judge(
-    name: str,
-    kind: str,
-    method: Forecaster,
-    archive: Archive,
-    model: Model,
-    test: np.ndarray,
-    leads: Sequence[int],
-    labels: Sequence[str],
-) -> list[MethodErrors]:
-    """Per-time statistics of one method, block by block of issue times, in physical units."""
-    space = (archive.axes["latitude"], archive.axes["longitude"])
-    weights = row_weights(archive)
-    squares: dict[tuple[int, int], list[np.ndarray]] = {}
-    ratios: dict[tuple[int, int], list[np.ndarray]] = {}
-    shape = (-1, len(archive.channels), len(archive.latitude), len(archive.longitude))
+@dataclass(frozen=True)
+class _Panel:
+    """One forecasting problem: what every method is fitted on and judged on."""
 
-    def labelled(values: np.ndarray) -> xr.DataArray:
-        return xr.DataArray(values, dims=("init_time", "channel", *space))
+    model: Model
+    archive: Archive
+    reader: WindowReader
+    leads: Sequence[int]
+    labels: Sequence[str]
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    spill: Path
+    progress: bool
 
-    for first in range(0, len(test), BLOCK_ROWS):
-        steps = test[first : first + BLOCK_ROWS]
-        for number, (lead, prediction) in enumerate(zip(leads, method.predict(steps), strict=True)):
-            time = archive.time[steps + lead]
-            truth = labelled(_read_steps(archive, steps + lead))
-            forecast = labelled(model.normalizer.invert(prediction.reshape(shape), time))
-            normal = labelled(model.normalizer.climatology(time))
-            square = squared_error(forecast, truth, weights, over=space).values
-            ratio = anomaly_correlation(forecast, truth, normal, weights, over=space).values
-            for channel in range(len(archive.channels)):
-                squares.setdefault((number, channel), []).append(square[:, channel])
-                ratios.setdefault((number, channel), []).append(ratio[:, channel])
-    return [
-        MethodErrors(
-            method=name,
-            variable=archive.channels[channel].name,
-            lead=labels[number],
-            probe=kind,
-            squared_error=np.concatenate(squares[number, channel]),
-            anomaly_correlation=None if name == "climatology" else np.concatenate(ratios[number, channel]),
+    @classmethod
+    def of(
+        cls, model: Model, archive: Archive, leads: Sequence[int], labels: Sequence[str], spill: Path, progress: bool
+    ) -> "_Panel":
+        """Issue steps of the three splits, the same for every lead and method."""
+        splits = split_steps(archive, model.config.data)
+        refuse_leakage(model, archive, splits)
+        context, horizon = model.config.data.context, max(leads)
+        steps = {
+            name: issue_steps(archive, getattr(splits, name), context, horizon)
+            for name in ("train", "validation", "test")
+        }
+        for name, found in steps.items():
+            if len(found) < LEAST_TIMES:
+                raise UserError(
+                    f"the {name} split of {archive.source} has {len(found)} issue times with {context} steps up to "
+                    f"them and {horizon} after them, at least {LEAST_TIMES} are needed; use shorter leads or a longer "
+                    "archive."
+                )
+        reader = WindowReader(archive, model.normalizer, memory_mb=model.config.data.memory_mb)
+        return cls(model, archive, reader, leads, labels, **steps, spill=spill, progress=progress)
+
+    def make(self, name: str) -> Forecaster:
+        """The method of that name, fitted on training times and tuned on validation times."""
+        reader, leads = self.reader, self.leads
+        makers: dict[str, Callable[[], Forecaster]] = {
+            "persistence": lambda: Persistence(reader, leads),
+            "climatology": lambda: Climatology(reader, leads),
+            "damped_persistence": lambda: DampedPersistence.fit(reader, leads, self.train),
+            "eof_ridge": lambda: EOFRidge.fit(reader, leads, self.train, self.validation, target_weights(self.archive)),
+            "raw_ridge": lambda: self.ridge(windows(reader, self.model.config.data.context)),
+            "random_init": lambda: self.latent_ridge(random_model(self.model), "online"),
+            "jepa_online": lambda: self.latent_ridge(self.model, "online"),
+            "jepa_target": lambda: self.latent_ridge(self.model, "target"),
+        }
+        return makers[name]()
+
+    def ridge(self, features: Rows) -> Ridge:
+        """Ridge from these features to every lead."""
+        return Ridge().fit(
+            features,
+            [fields(self.reader, lead) for lead in self.leads],
+            self.train,
+            self.validation,
+            weights=target_weights(self.archive),
+            groups=len(self.archive.channels),
         )
-        for number, channel in squares
-    ]
+
+    def latent_ridge(self, model: Model, encoder: str) -> Ridge:
+        """Ridge from latents, which go to disk where they are too large for memory."""
+        grid = model.jepa.tokenizer.grid
+        size = len(self.archive) * grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
+        store = self.spill / f"{model.id}-{encoder}.zarr" if size > MEMORY_LIMIT else None
+        latents = embed(model, self.archive, encoder=encoder, out=store, progress=self.progress)
+        return self.ridge(_latent_rows([latents], self.archive))
+
+    def judge(self, name: str, method: Forecaster) -> list[MethodErrors]:
+        """Per-time statistics of one method, block by block of issue times, in physical units."""
+        archive, normalizer = self.archive, self.model.normalizer
+        space = (archive.axes["latitude"], archive.axes["longitude"])
+        weights = row_weights(archive)
+        shape = (-1, len(archive.channels), len(archive.latitude), len(archive.longitude))
+        squares: list[list[np.ndarray]] = [[] for _ in self.leads]
+        ratios: list[list[np.ndarray]] = [[] for _ in self.leads]
+
+        def labelled(values: np.ndarray) -> xr.DataArray:
+            return xr.DataArray(values.reshape(shape), dims=("init_time", "channel", *space))
+
+        for steps in _blocks(self.test):
+            for number, (lead, prediction) in enumerate(zip(self.leads, method.predict(steps), strict=True)):
+                time = archive.time[steps + lead]
+                truth = labelled(archive.read(int(steps[0]) + lead, int(steps[-1]) + lead + 1)[steps - steps[0]])
+                forecast = labelled(normalizer.invert(prediction.reshape(shape), time))
+                normal = labelled(normalizer.climatology(time))
+                squares[number].append(squared_error(forecast, truth, weights, over=space).values)
+                ratios[number].append(anomaly_correlation(forecast, truth, normal, weights, over=space).values)
+        return [
+            MethodErrors(
+                method=name,
+                variable=channel.name,
+                lead=label,
+                probe="ridge" if isinstance(method, Ridge | EOFRidge) else "none",
+                squared_error=np.concatenate(squares[number])[:, column],
+                anomaly_correlation=None if name == "climatology" else np.concatenate(ratios[number])[:, column],
+            )
+            for number, label in enumerate(self.labels)
+            for column, channel in enumerate(archive.channels)
+        ]
+
+    def write_forecasts(self, method: Forecaster, path: Path) -> None:
+        """Forecasts of the test times in physical units, block by block."""
+        attributes = {"model_id": self.model.id, "method": JUDGED[-1], "probe": "ridge"}
+        for number, steps in enumerate(_blocks(self.test)):
+            block = to_dataset(method.predict(steps), self.archive, self.model.normalizer, steps, self.leads)
+            block = block.assign_attrs(attributes, archive=Path(self.archive.source).name)
+            options: Any = {"append_dim": "init_time"} if number else {"mode": "w", "encoding": time_encoding(block)}
+            block.to_zarr(path, consolidated=False, **options)
 
 
-def _read_steps(archive: Archive, steps: np.ndarray) -> np.ndarray:
-    """Fields of increasing steps, read as one stretch."""
-    return archive.read(int(steps[0]), int(steps[-1]) + 1)[steps - steps[0]]
-
-
-def _spill(model: Model, archive: Archive, out: str | os.PathLike | None, encoder: str) -> Path | None:
-    """Where latents go that are too large for memory."""
-    grid = model.jepa.tokenizer.grid
-    size = len(archive) * grid.context_times * grid.per_time * model.jepa.encoder.width * 4
-    if size <= MEMORY_LIMIT or out is None:
-        return None
-    return Path(out) / f"latents-{encoder}-{model.id}.zarr"
-
-
-def _write_forecasts(
-    method: Forecaster, archive: Archive, model: Model, test: np.ndarray, leads: Sequence[int], path: Path
-) -> None:
-    attributes = {"model_id": model.id, "method": "jepa_target", "probe": "ridge", "archive": Path(archive.source).name}
-    for first in range(0, len(test), BLOCK_ROWS):
-        steps = test[first : first + BLOCK_ROWS]
-        block = to_dataset(method.predict(steps), archive, model.normalizer, steps, leads).assign_attrs(attributes)
-        if first == 0:
-            block.to_zarr(path, mode="w", encoding=time_encoding(block), consolidated=False)
-        else:
-            block.to_zarr(path, append_dim="init_time", consolidated=False)
+def _blocks(steps: np.ndarray) -> list[np.ndarray]:
+    return [steps[first : first + BLOCK_ROWS] for first in range(0, len(steps), BLOCK_ROWS)]
 
 
 def _draw(rows: pd.DataFrame, path: Path) -> None:

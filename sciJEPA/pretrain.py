@@ -24,6 +24,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from sciJEPA.archive import Archive, open_archive
@@ -289,17 +290,26 @@ def _csv(rows: list[dict[str, Any]], *, header: bool) -> str:
 
 
 class _Checkpoint(lightning.Callback):
-    """One checkpoint, replaced atomically: a kill in mid-write leaves the one before."""
+    """One checkpoint at regular steps, in place of the one before."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.every, self.steps = path, config.training.checkpoint_every, config.training.steps
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         if trainer.global_step % self.every == 0 or trainer.global_step == self.steps:
-            partial = self.path.with_suffix(".partial")
-            trainer.save_checkpoint(partial, weights_only=False)
-            if trainer.is_global_zero:
-                os.replace(partial, self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class _AtomicFile(TorchCheckpointIO):
+    """Writes beside the file and renames: a kill in mid-write leaves the one before.
+
+    Lightning's own goes by way of the system's temporary folder, which may be small.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        partial = Path(path).with_suffix(".partial")
+        torch.save(checkpoint, partial)
+        os.replace(partial, path)
 
 
 class _Bar(lightning.Callback):
@@ -340,6 +350,7 @@ def _trainer(config: RunConfig, out: Path, data: _Batches, progress: bool) -> li
         precision="bf16-mixed" if precision(config) == "bfloat16" else "32-true",
         gradient_clip_val=config.training.clip,
         callbacks=callbacks,
+        plugins=[_AtomicFile()],
         default_root_dir=out,
         logger=False,
         enable_checkpointing=False,

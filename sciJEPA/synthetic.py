@@ -13,9 +13,6 @@ anyone who weights by area; torch, because an archive exists before anything is 
 
 import functools
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ import scipy.fft
 import xarray as xr
 
 from sciJEPA.errors import UserError
+from sciJEPA.folders import complete_folder
 
 GRAVITY = 9.80665  # m s-2
 EARTH_RADIUS = 6.371e6  # m
@@ -350,24 +348,12 @@ def write_qg_channel(path: str | os.PathLike[str], *, days: int = 4000, seed: in
 
     The store appears at `path` when it is complete, never before; an existing path is refused.
     """
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} exists already and is left alone; remove it or choose another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
+    with complete_folder(path) as folder:
         dataset = qg_channel(days, seed=seed, **options)
         chunks = (min(64, days), dataset.sizes["latitude"], dataset.sizes["longitude"])
         encoding = {name: {"chunks": chunks} for name in dataset.data_vars}
-        with warnings.catch_warnings():
-            # Zarr v3 warns that consolidated metadata is an extension of its own; xarray reads it and opens faster.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            dataset.to_zarr(temporary, mode="w", zarr_format=3, consolidated=True, encoding=encoding)
-        temporary.chmod(0o755)  # mkdtemp keeps others out
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
+        dataset.to_zarr(folder, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+    return Path(path)
 
 
 def travelling_waves(

@@ -79,3 +79,18 @@ def model(run_folder: Path) -> "Model":
     from sciJEPA.hub import load
 
     return load(run_folder)
+
+
+@pytest.fixture(scope="session")
+def learned(waves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `waves` of 300 steps, past to future: long enough to know the waves."""
+    from tiny import tiny_config
+
+    from sciJEPA.pretrain import pretrain
+
+    out = tmp_path_factory.mktemp("runs") / "learned"
+    masking = {"forecast": 1, "blocks": 0}
+    pretrain(
+        tiny_config(waves, masking=masking, training__steps=300, training__learning_rate=3e-3), out, progress=False
+    )
+    return out

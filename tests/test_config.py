@@ -54,6 +54,11 @@ def test_a_number_is_a_number_however_it_is_written(text: str, tmp_path: Path) -
     assert load_config(written(tmp_path, ""), {"training.learning_rate": text}).training.learning_rate == 0.001
 
 
+@pytest.mark.parametrize("text", ["z, t", "z,t", "[z, t]", "['z', 't']"])
+def test_variables_need_no_brackets(text: str, tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, ""), {"data.variables": text}).data.variables == ("z", "t")
+
+
 def test_overrides_beat_the_file_and_leave_the_rest(tmp_path: Path) -> None:
     file = written(tmp_path, "training: {steps: 5, batch_size: 4}\ndata: {archive: a.zarr}")
     overrides = {"training.steps": "7", "data.variables": "[z, t]", "seed": 3, "data.validation_start": "null"}
@@ -100,7 +105,7 @@ def test_an_unknown_key_without_a_near_one_lists_those_that_exist() -> None:
         ("training.learning_rate", "yes", "float"),
         ("training.threads", "false", "int"),
         ("data.archive", "2020", "str"),
-        ("data.variables", "z", "tuple"),
+        ("data.variables", "3", "tuple"),
         ("data.split", "[0.5, 0.5]", "tuple"),
         ("tokenizer.pad", "3", "bool"),
     ],

@@ -121,3 +121,19 @@ def test_impossible_sizes_are_refused():
         EncoderConfig(size="huge")
     with pytest.raises(UserError, match=r"width of 50 is not a multiple of encoder.heads, 4"):
         EncoderConfig(width=50)
+
+
+def test_a_latent_is_the_embedding_beside_the_last_block(encoder):
+    latents = encoder.latents(tokens())
+    assert latents.shape == (2, N, 64) and encoder.latent_width == 64
+    expected = encoder.embedding(tokens()) + encoder.position(tokens().features)
+    torch.testing.assert_close(latents[..., :32], expected)
+    torch.testing.assert_close(latents[..., 32:], encoder(tokens()))
+
+
+def test_latent_layers_outside_of_the_encoder_are_refused():
+    # two blocks have the outputs 0, 1 and 2
+    EncoderConfig(width=32, depth=2, heads=4, latent_layers=(2, -3))
+    for layers in ((3,), (-4,), ()):
+        with pytest.raises(UserError, match="latent_layers must name outputs between 0"):
+            EncoderConfig(width=32, depth=2, heads=4, latent_layers=layers)

@@ -213,7 +213,7 @@ def test_id_changes_with_the_weights_alone(model: Model) -> None:
 
 def test_repr_is_one_line(model: Model) -> None:
     assert repr(model) == (
-        f"<Model {model.id}: 1 channels on 8 x 16, 16 tokens of width 16, "
+        f"<Model {model.id}: 1 channels on 8 x 16, 16 tokens of width 32, "
         f"{sum(p.numel() for p in model.jepa.encoder.parameters()):,} encoder parameters>"
     )
 

@@ -167,7 +167,7 @@ def test_hidden_values_do_not_leak_into_predictions(strategy):
 def test_encode_gives_every_token_of_an_issue_window():
     jepa, batch = build(), data()
     issue = Batch(batch.values[:, :, :4], None, batch.calendar[:, :4], batch.samples)
-    assert jepa.encode(issue).shape == (4, PAST, 32)
+    assert jepa.encode(issue).shape == (4, PAST, 64)  # embedding and last block side by side, 32 each
     assert not jepa.encode(issue).requires_grad
     torch.testing.assert_close(jepa.encode(issue), jepa.encode(issue, encoder="online"))
 

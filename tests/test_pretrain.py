@@ -280,18 +280,11 @@ def test_nothing_is_printed_where_nobody_watches(waves: Path, tmp_path: Path, ca
 # --- learning
 
 
-@pytest.fixture(scope="module")
-def learned(waves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """150 steps: long enough to learn the waves."""
-    out = tmp_path_factory.mktemp("runs") / "learned"
-    pretrain(tiny_config(waves, training__steps=150, training__learning_rate=3e-3), out, progress=False)
-    return out
-
-
 def test_the_prediction_improves_on_times_never_trained_on(learned: Path) -> None:
     # Targets are standardised: predicting their mean scores 1.
     metrics = pd.read_csv(learned / "metrics.csv")
-    assert metrics["validation_loss"].iloc[-1] < 0.75 * metrics["validation_loss"].iloc[0]
+    assert metrics["validation_loss"].iloc[-1] < 0.5
+    assert metrics["validation_loss"].iloc[0] > 0.8
 
 
 def test_the_latents_keep_their_variety(learned: Path) -> None:
@@ -313,14 +306,18 @@ def test_a_probe_on_the_latents_beats_persistence_by_far(learned: Path, waves: P
 
 def test_a_run_that_collapses_says_so_once(waves: Path, tmp_path: Path) -> None:
     # Learning rate times weight decay is 1: every step erases the matrices. Rank alone would not show it, since what is
-    # left still differs in small ways; the spread falls from 1 to 0.02 or less.
+    # left still differs in small ways; the spread falls from 1 to less than 0.01.
     config = tiny_config(
-        waves, objective={"variance": 0, "covariance": 0}, training__learning_rate=0.01, training__weight_decay=100.0
+        waves,
+        objective={"variance": 0, "covariance": 0},
+        training__steps=80,
+        training__learning_rate=0.01,
+        training__weight_decay=100.0,
     )
     with pytest.warns(CollapseWarning, match=r"collapsed: .*try objective\.variance") as caught:
         pretrain(config, tmp_path / "run", progress=False)
     assert len([warning for warning in caught if warning.category is CollapseWarning]) == 1
-    assert pd.read_csv(tmp_path / "run/metrics.csv")["std_online"].min() < SPREAD_FLOOR
+    assert pd.read_csv(tmp_path / "run/metrics.csv")["std_online"].iloc[-1] < SPREAD_FLOOR / 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(waves: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_write_roundtrips_and_refuses_to_overwrite(tmp_path):
     shares: list[float] = []
     path = write_qg_channel(tmp_path / "new" / "qg.zarr", days=70, spinup_days=1, progress=shares.append)
     expected = qg_channel(70, spinup_days=1)
-    with xr.open_zarr(path, chunks=None, consolidated=True) as stored:
+    with xr.open_zarr(path, chunks=None, consolidated=False) as stored:
         xr.testing.assert_identical(stored.load(), expected)
         assert stored.z_upper.encoding["chunks"] == (64, 32, 64)
     assert shares == sorted(shares) and shares[-1] == 1
