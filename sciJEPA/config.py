@@ -29,11 +29,11 @@ from sciJEPA.tokenizers.grid import GridTokenizerConfig
 class TrainingConfig:
     """How long and how fast; every schedule counts optimizer steps."""
 
-    steps: int = 1000
+    steps: int = 1500
     """Optimizer steps of the run."""
     batch_size: int = 32
-    """Windows a step, over all processes."""
-    learning_rate: float = 2e-3
+    """Windows a step."""
+    learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.05
     """Weight decay of matrices; vectors have none."""
@@ -49,13 +49,11 @@ class TrainingConfig:
     """Steps between checkpoints; a killed run loses no more than these."""
     log_every: int = 20
     """Steps between rows of metrics.csv."""
-    devices: int = 1
-    """Processes, one a GPU where there are GPUs."""
     threads: int | None = None
     """Threads of a process; torch's choice if not given."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "devices"):
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("learning_rate", "half_life", "clip"):
@@ -73,10 +71,6 @@ class TrainingConfig:
             raise UserError(f"training.precision must be auto, float32 or bfloat16, got '{self.precision}'.")
         if not 0 <= self.warmup < 1:
             raise UserError(f"training.warmup must lie in [0, 1), got {self.warmup}; a usual value is 0.1.")
-        if self.batch_size % self.devices:
-            raise UserError(
-                f"training.batch_size of {self.batch_size} does not divide over training.devices, {self.devices}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

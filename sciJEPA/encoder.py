@@ -38,11 +38,13 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise UserError(f"encoder.size must be one of {', '.join(SIZES)}, got '{self.size}'.")
-        width, _, heads = self.resolved
+        width, depth, heads = self.resolved
+        if min(width, depth, heads) < 1:
+            raise UserError(f"encoder.width, depth and heads must be at least 1, got {width}, {depth}, {heads}.")
         if width % heads:
             raise UserError(f"encoder.width of {width} is not a multiple of encoder.heads, {heads}; use {heads * 16}.")
 
-        outputs = self.resolved[1] + 1
+        outputs = depth + 1
         if not self.latent_layers or any(not -outputs <= layer < outputs for layer in self.latent_layers):
             raise UserError(
                 f"encoder.latent_layers must name outputs between 0 (the embedding) and {outputs - 1} (the last "
@@ -53,7 +55,9 @@ class EncoderConfig:
     def resolved(self) -> tuple[int, int, int]:
         """Width, depth and heads after the overrides."""
         given = (self.width, self.depth, self.heads)
-        width, depth, heads = (own or preset for own, preset in zip(given, SIZES[self.size], strict=True))
+        width, depth, heads = (
+            preset if own is None else own for own, preset in zip(given, SIZES[self.size], strict=True)
+        )
         return width, depth, heads
 
 

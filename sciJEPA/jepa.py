@@ -28,9 +28,9 @@ class ObjectiveConfig:
     """Targets are standardised over the batch, over the token's own features, or not (none)."""
     scope: str = "window"
     """What the target encoder sees of the future: the whole window, or the future alone."""
-    variance: float = 1.0
+    variance: float = 0.02
     """Weight of the variance hinge on the context latents."""
-    covariance: float = 0.04
+    covariance: float = 0.001
     """Weight of the covariance term on the context latents."""
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ class MaskingConfig:
 
     forecast: float = 1.0
     """Weight of past -> future: context is the issue window, targets are tokens after it."""
-    blocks: float = 1.0
+    blocks: float = 0.0
     """Weight of spatial blocks hidden through the whole issue window."""
     random: float = 0.0
     """Weight of tokens hidden independently at random."""

@@ -27,6 +27,10 @@ class PredictorConfig:
     """Attention heads."""
 
     def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.heads) < 1:
+            raise UserError(
+                f"predictor.width, depth and heads must be at least 1, got {self.width}, {self.depth}, {self.heads}."
+            )
         if self.width % self.heads:
             raise UserError(f"predictor.width of {self.width} is not a multiple of predictor.heads, {self.heads}.")
 

@@ -36,7 +36,7 @@ from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.monitor import diagnose, warn_of_collapse
 from sciJEPA.normalize import fit_normalizer
-from sciJEPA.samples import BatchStream, Splits, WindowReader, split_steps, window_starts
+from sciJEPA.samples import BatchStream, Splits, WindowReader, require_batch, split_steps, window_starts
 from sciJEPA.target import momentum
 from sciJEPA.tokenizers.base import Batch
 
@@ -63,7 +63,7 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
         If the folder exists (or, on resume, is of another configuration), or the archive or configuration is at fault.
     """
     out = Path(out)
-    resolved = config_to_yaml(config)
+    resolved = config_to_yaml(_resolved(config))
     _check_folder(out, resolved, resume)
     if (out / "model").is_dir():
         return load(out)
@@ -106,6 +106,7 @@ def describe_run(config: RunConfig) -> dict[str, Any]:
         name: len(window_starts(archive, getattr(splits, name), config.data.window))
         for name in ("train", "validation", "test")
     }
+    require_batch(windows["train"], archive, training.batch_size, config.data.window)
     flops = sum(share * _step_flops(jepa, masker, name) for name, share in config.masking.mixture.items())
     return {
         "archive": archive.source,
@@ -346,7 +347,7 @@ def _trainer(config: RunConfig, out: Path, data: _Batches, progress: bool) -> li
     return lightning.Trainer(
         max_steps=config.training.steps,
         accelerator="auto",
-        devices=config.training.devices,
+        devices=1,
         precision="bf16-mixed" if precision(config) == "bfloat16" else "32-true",
         gradient_clip_val=config.training.clip,
         callbacks=callbacks,
@@ -399,6 +400,17 @@ def _settings(config: RunConfig) -> Iterator[None]:
         finally:
             if config.training.threads:
                 torch.set_num_threads(threads)
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """The configuration with what depends on this machine and folder spelled out: archive path and precision."""
+    archive = config.data.archive
+    path = str(Path(archive).resolve()) if Path(archive).exists() else archive
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, archive=path),
+        training=dataclasses.replace(config.training, precision=precision(config)),
+    )
 
 
 def _provenance(out: Path, archive: Archive) -> dict[str, Any]:

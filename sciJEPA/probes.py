@@ -64,7 +64,7 @@ class Ridge:
         weights: np.ndarray,
         groups: int = 1,
     ) -> "Ridge":
-        """Fit on `train`, choose the strength on `validation`.
+        """Fit on `train`, choose the strength on `validation`. A missing target counts as its climatology.
 
         Parameters
         ----------

@@ -196,6 +196,15 @@ class WindowReader:
         return max(1, self.capacity // reach)
 
 
+def require_batch(windows: int, archive: Archive, batch_size: int, length: int) -> None:
+    """Refuse a training split that does not fill one batch."""
+    if windows < batch_size:
+        raise UserError(
+            f"the training split of {archive.source} has {windows} windows of {length} steps without a gap, fewer than "
+            f"one batch of {batch_size}; lower training.batch_size or data.window."
+        )
+
+
 @dataclass
 class BatchStream:
     """All batches of a run, from batch `first` on, prepared by one thread ahead of the training.
@@ -228,12 +237,7 @@ class BatchStream:
     _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.starts) < self.batch_size:
-            raise UserError(
-                f"the training split of {self.reader.archive.source} has {len(self.starts)} windows of {self.length} "
-                f"steps without a gap, fewer than one batch of {self.batch_size}; lower training.batch_size or "
-                "data.window."
-            )
+        require_batch(len(self.starts), self.reader.archive, self.batch_size, self.length)
 
     def __len__(self) -> int:
         return self.batches

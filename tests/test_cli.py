@@ -301,7 +301,7 @@ def test_pretrain_embed_and_probe(
     done = scijepa(*embed)
     assert done.code == 0, done.err
     # 200 steps give 199 issue windows of 2 steps; 8 x 16 points in patches of 4 x 4 give 8 tokens a step
-    assert done.out == "latents.zarr: time 199, token 16, latent 16\n"
+    assert done.out == "latents.zarr: time 199, token 16, latent 32\n"
     assert xr.open_zarr("latents.zarr", consolidated=False).sizes["time"] == 199
 
     probe = ("probe", "runs/tiny", waves, "--lead", "1D", "--controls", "persistence,climatology")

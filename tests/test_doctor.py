@@ -54,7 +54,7 @@ def test_missing_and_compromised_packages_are_named(monkeypatch: pytest.MonkeyPa
     assert not report["packages"]["pytorch-lightning"]["ok"]
     assert report["extras"]["plot"] == {"installed": False, "missing": ["matplotlib"]}
     assert "pytorch-lightning is 2.6.2" in report["verdict"]
-    assert '"pytorch-lightning>=2.4' in report["verdict"]
+    assert '"pytorch-lightning>=2.6' in report["verdict"]
     assert 'pip install "scijepa[plot]"' in format_doctor(report)
 
 

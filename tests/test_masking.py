@@ -27,7 +27,7 @@ def frequencies(name: str, grid: TokenGrid, config: MaskingConfig, share: float)
 
 
 def test_context_and_target_share_no_token():
-    plan = Masker(GRID, MaskingConfig(forecast=0))([0], epoch=0, step=0)
+    plan = Masker(GRID, MaskingConfig(forecast=0, blocks=1))([0], epoch=0, step=0)
     assert not set(plan.context[0].tolist()) & set(plan.target[0].tolist())
 
 
@@ -135,27 +135,27 @@ def test_forecast_shows_every_token_of_the_issue_window_equally_often():
 
 def test_consecutive_sample_numbers_as_seeds_are_as_even():
     # As in a run: the sample number is the seed. n = 2000 at s = 1/2, as derived in `frequencies`.
-    plan = Masker(GRID, MaskingConfig(forecast=0))(range(2000), epoch=3, step=0)
+    plan = Masker(GRID, MaskingConfig(forecast=0, blocks=1))(range(2000), epoch=3, step=0)
     counts = np.bincount(plan.target.ravel().numpy(), minlength=PAST)
     assert counts.max() / counts.min() < 1.2
 
 
 def test_a_mask_depends_on_seed_epoch_and_sample_alone():
-    masker = Masker(GRID, MaskingConfig(forecast=0), seed=5)
+    masker = Masker(GRID, MaskingConfig(forecast=0, blocks=1), seed=5)
     batch = masker([3, 1, 8, 40], epoch=2, step=7)
     shuffled = masker([40, 8, 1], epoch=2, step=900)
     assert torch.equal(batch.target[[3, 2, 1]], shuffled.target)
     assert torch.equal(batch.context[[3, 2, 1]], shuffled.context)
     for other in (
         masker([3, 1, 8, 40], epoch=3, step=7),
-        Masker(GRID, MaskingConfig(forecast=0), seed=6)([3, 1, 8, 40], epoch=2, step=7),
+        Masker(GRID, MaskingConfig(forecast=0, blocks=1), seed=6)([3, 1, 8, 40], epoch=2, step=7),
     ):
         assert (batch.target != other.target).any(dim=1).all()
     assert len({tuple(row) for row in masker(range(100), epoch=0, step=0).target.tolist()}) == 100
 
 
 def test_numpy_and_python_sample_numbers_mean_the_same():
-    masker = Masker(GRID, MaskingConfig(forecast=0))
+    masker = Masker(GRID, MaskingConfig(forecast=0, blocks=1))
     plain, numbers = masker([7, 9], epoch=0, step=0), masker(list(np.array([7, 9])), epoch=0, step=0)
     assert torch.equal(plain.target, numbers.target)
 
@@ -193,7 +193,7 @@ def test_impossible_settings_are_refused(wrong, message):
     "grid, config, message",
     [
         (TokenGrid(2, 3, 4, 2), MaskingConfig(), "make data.window longer"),
-        (TokenGrid(2, 1, 1, 1), MaskingConfig(), "masking.blocks"),
+        (TokenGrid(2, 1, 1, 1), MaskingConfig(blocks=1), "masking.blocks"),
         (TokenGrid(2, 1, 1, 1), MaskingConfig(blocks=0, random=1), "masking.random"),
     ],
 )

@@ -199,7 +199,7 @@ def test_training_draws_what_is_there():
     figure = plots.plot_training(metrics)
     assert [axes.get_title() for axes in figure.axes] == ["loss", "effective rank"]
     assert figure.axes[1].lines[0].get_xdata().tolist() == [0, 2]
-    assert figure.axes[1].get_ylim() == (0, 1)
+    assert figure.axes[1].get_ylim()[0] == 0
     with pytest.raises(UserError, match="known metrics"):
         plots.plot_training(pd.DataFrame({"step": step, "speed": 1.0}))
 
