@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import sciJEPA
+from sciJEPA.synthetic import travelling_waves
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = sorted(ROOT.glob("datasets/*/"))
@@ -166,3 +167,34 @@ def test_wheel_holds_the_package_and_its_data_and_nothing_else(built_wheel: Path
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sciJEPA").rglob("*.py")}
     assert modules | {"sciJEPA/py.typed"} <= names
     assert "scijepa = sciJEPA.cli:main" in entry_points
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_the_demonstration_from_another_folder(built_wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv/bin/python"
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(built_wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ours, theirs = (
+        subprocess.run([executable, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
+        for executable in (str(python), sys.executable)
+    )
+    # The dependencies of this environment, but not its sciJEPA: a path file is not read for further path files.
+    (Path(ours) / "dependencies.pth").write_text(theirs + "\n")
+    code = "import sciJEPA; print(sciJEPA.__file__)"
+    found = subprocess.run([str(python), "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert found.strip().startswith(ours)
+    travelling_waves(200).to_zarr(tmp_path / "waves.zarr", consolidated=False)
+    small = "tokenizer: {patch_time: 4}\ntraining: {steps: 5}\nencoder: {width: 16, depth: 1, heads: 2}\n"
+    (tmp_path / "small.yaml").write_text(small)
+    command = [str(tmp_path / "venv/bin/scijepa"), "demo", "--archive", "waves.zarr", "--config", "small.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "JEPA target + ridge" in done.stdout
+    for name in ("model/model.safetensors", "latents.zarr", "probe/scores.csv", "probe/skill.png", "mask.png"):
+        assert (tmp_path / "runs/demo" / name).exists()
+    presets = subprocess.run(
+        [str(tmp_path / "venv/bin/scijepa"), "configs"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert "climate-tiny" in presets.stdout

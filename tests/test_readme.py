@@ -1,5 +1,6 @@
 """The README's commands and code are run as they stand, on a small archive and for a few steps."""
 
+import importlib
 import os
 import re
 import shlex
@@ -56,3 +57,11 @@ def test_the_python_runs_as_written(folder: Path) -> None:
 def test_every_module_that_the_readme_names_exists() -> None:
     for name in re.findall(r"`(\w+\.py)`", TEXT):
         assert (ROOT / "sciJEPA" / name).is_file(), f"the README names {name}"
+
+
+def test_the_tables_are_those_of_the_committed_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "analysis")
+    tables = importlib.import_module("readme_tables")
+    assert tables.demo_table().strip() in TEXT
+    pressure = tables.sea_level_pressure_table().strip()
+    assert pressure in TEXT and pressure in (ROOT / "docs/learned.md").read_text()
