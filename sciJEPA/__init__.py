@@ -9,6 +9,8 @@ Names are imported on first use, so that `import sciJEPA` stays fast and loads n
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sciJEPA import accessor as accessor  # registers ds.jepa
+
 if TYPE_CHECKING:
     from sciJEPA.archive import Archive, open_archive
     from sciJEPA.config import list_configs, load_config
