@@ -224,6 +224,8 @@ def _with_variables(archive: Archive, requested: Sequence[str] | None) -> Archiv
             f"no variable of {source} is numeric and lies on ({axes['time']}, {axes['latitude']}, "
             f"{axes['longitude']}): {found}; select one field, for example with ds.isel(...), or convert it to numbers."
         )
+    if archive.format.startswith("zarr"):
+        gridded.sort()  # a store lists its arrays in the order of the file system, which differs between machines
     if isinstance(requested, str):
         requested = [requested]
     names = gridded if requested is None else list(dict.fromkeys(requested))

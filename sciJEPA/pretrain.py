@@ -308,8 +308,11 @@ class _AtomicFile(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        # By way of memory: torch's own writer does not say that a disk is full.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         partial = Path(path).with_suffix(".partial")
-        torch.save(checkpoint, partial)
+        partial.write_bytes(content.getbuffer())
         os.replace(partial, path)
 
 

@@ -585,3 +585,13 @@ def test_zarr_written_without_xarray(tmp_path: Path) -> None:
     group.create_array("z", data=np.arange(12.0).reshape(3, 2, 2), dimension_names=("time", "lat", "lon"))
     # z(t, i, j) = 4 t + 2 i + j
     assert open_archive(tmp_path / "a.zarr").read(2, 3).ravel().tolist() == [8.0, 9.0, 10.0, 11.0]
+
+
+def test_variables_of_a_zarr_store_come_in_one_order_on_every_machine(tmp_path):
+    grid = {"time": pd.date_range("2000", periods=3), "lat": [0.0, 1.0], "lon": [0.0, 1.0]}
+    field = xr.DataArray(np.zeros((3, 2, 2)), grid, ("time", "lat", "lon"))
+    # Written one by one: consolidated metadata and a folder listing may each have an order of their own.
+    for number, name in enumerate(["u", "b", "z", "a"]):
+        field.to_dataset(name=name).to_zarr(tmp_path / "x.zarr", mode="a" if number else "w", consolidated=False)
+    assert open_archive(tmp_path / "x.zarr").variables == ("a", "b", "u", "z")
+    assert open_archive(tmp_path / "x.zarr", variables=["z", "a"]).variables == ("z", "a")
