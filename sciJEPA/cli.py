@@ -108,7 +108,7 @@ def _pretrain(options: argparse.Namespace) -> str:
     if options.print_config:
         return config_to_yaml(config).rstrip()
     if options.dry_run:
-        from sciJEPA.pretrain import describe_run
+        from sciJEPA.plan import describe_run
 
         description = describe_run(config)
         return to_json(description) if options.json else outline(description)

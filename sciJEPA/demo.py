@@ -19,7 +19,8 @@ from sciJEPA.inspection import format_inspection, inspect
 from sciJEPA.latents import embed
 from sciJEPA.masking import Masker
 from sciJEPA.panel import probe, units_of
-from sciJEPA.pretrain import describe_run, pretrain
+from sciJEPA.plan import describe_run
+from sciJEPA.pretrain import pretrain
 from sciJEPA.samples import split_steps
 from sciJEPA.scores import format_table
 from sciJEPA.synthetic import write_qg_channel

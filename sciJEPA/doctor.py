@@ -137,7 +137,7 @@ def _devices() -> tuple[list[dict[str, str]], str | None, list[str]]:
         import torch
 
         from sciJEPA.config import RunConfig
-        from sciJEPA.pretrain import precision
+        from sciJEPA.plan import precision
 
         gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         devices = [

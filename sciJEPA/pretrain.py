@@ -9,13 +9,11 @@ names (one file, replaced atomically) and its loggers (one tidy CSV that a resum
 import contextlib
 import csv
 import dataclasses
-import importlib.metadata
 import io
 import json
 import logging
 import math
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,16 +25,16 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from sciJEPA.archive import Archive, open_archive
+from sciJEPA.archive import Archive
 from sciJEPA.config import RunConfig, config_to_yaml
-from sciJEPA.encoder import Encoder
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, build_jepa, grid_spec, load
 from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.monitor import diagnose, warn_of_collapse
 from sciJEPA.normalize import fit_normalizer
-from sciJEPA.samples import BatchStream, Splits, WindowReader, require_batch, split_steps, window_starts
+from sciJEPA.plan import open_configured, precision, versions
+from sciJEPA.samples import BatchStream, Splits, WindowReader, split_steps, window_starts
 from sciJEPA.target import momentum
 from sciJEPA.tokenizers.base import Batch
 
@@ -67,7 +65,7 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     _check_folder(out, resolved, resume)
     if (out / "model").is_dir():
         return load(out)
-    archive = open_archive(config.data.archive or _no_archive(), variables=config.data.variables)
+    archive = open_configured(config)
     splits = split_steps(archive, config.data)
     spec = grid_spec(archive, config)
     jepa = build_jepa(config, spec)
@@ -90,63 +88,6 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     if trainer.is_global_zero:
         model.save(out / "model")
     return model
-
-
-def describe_run(config: RunConfig) -> dict[str, Any]:
-    """What a run would be: windows, tokens, parameters and FLOPs; reads no field and writes nothing.
-
-    FLOPs count multiplications and additions of the matrix products: a backward pass is twice its forward pass.
-    """
-    archive = open_archive(config.data.archive or _no_archive(), variables=config.data.variables)
-    splits = split_steps(archive, config.data)
-    jepa = build_jepa(config, grid_spec(archive, config))
-    grid, training = jepa.tokenizer.grid, config.training
-    masker = Masker(grid, config.masking, config.seed)
-    windows = {
-        name: len(window_starts(archive, getattr(splits, name), config.data.window))
-        for name in ("train", "validation", "test")
-    }
-    require_batch(windows["train"], archive, training.batch_size, config.data.window)
-    flops = sum(share * _step_flops(jepa, masker, name) for name, share in config.masking.mixture.items())
-    return {
-        "archive": archive.source,
-        "channels": [channel.name for channel in archive.channels],
-        "grid": [len(archive.latitude), len(archive.longitude)],
-        "windows": windows,
-        "tokens": {"context": grid.context_times * grid.per_time, "window": grid.count},
-        "patch_values": len(archive.channels) * jepa.tokenizer.patch_size,
-        "parameters": {
-            "encoder": sum(p.numel() for p in jepa.encoder.parameters()),
-            "predictor": sum(p.numel() for p in jepa.predictor.parameters()),
-        },
-        "steps": training.steps,
-        "epochs": training.steps * training.batch_size / max(windows["train"], 1),
-        "precision": precision(config),
-        "flops_per_step": flops * training.batch_size,
-        "flops_total": flops * training.batch_size * training.steps,
-    }
-
-
-def precision(config: RunConfig) -> str:
-    """float32 or bfloat16: what `training.precision` comes to on this machine."""
-    if config.training.precision != "auto":
-        return config.training.precision
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bfloat16" if supported else "float32"
-
-
-def versions() -> dict[str, str]:
-    """Python, platform and the packages that a result depends on."""
-    packages = ("sciJEPA", "torch", "pytorch-lightning", "numpy", "xarray", "zarr", "pandas", "scipy")
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 class _Run(lightning.LightningModule):
@@ -378,10 +319,6 @@ def _check_folder(out: Path, resolved: str, resume: bool) -> None:
         )
 
 
-def _no_archive() -> str:
-    raise UserError("no archive is given: set data.archive in the configuration, or pass --archive PATH.")
-
-
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that a kill leaves the one before, or none."""
     partial = path.with_name(f".{path.name}.partial")
@@ -418,28 +355,3 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 def _provenance(out: Path, archive: Archive) -> dict[str, Any]:
     return {"name": out.name, "archive": Path(archive.source).name, "sciJEPA": versions()["sciJEPA"]}
-
-
-def _step_flops(jepa: JEPA, masker: Masker, strategy: str) -> float:
-    """Matrix FLOPs of one sample's step: context and predictor forward and backward, target forward."""
-    weights: dict[str, Any] = {name: float(name == strategy) for name in ("forecast", "blocks", "random")}
-    only = dataclasses.replace(masker.config, **weights)
-    plan = dataclasses.replace(masker, config=only)([0], epoch=0, step=0)
-    context, targets = plan.context.shape[1], plan.target.shape[1]
-    past = masker.grid.context_times * masker.grid.per_time
-    scope = masker.grid.count if strategy == "forecast" else past
-    if strategy == "forecast" and jepa.objective.scope == "future":
-        scope -= past
-    passes = {"ema": 1, "online": 3, "mae": 0}[jepa.objective.target]  # a target with gradient goes backward as well
-    target = passes * _encoder_flops(jepa.encoder, scope)
-    predictor = jepa.predictor
-    width = predictor.enter.out_features
-    per_block = 2 * targets * 10 * width**2 + 2 * context * 2 * width**2 + 4 * targets * context * width
-    ends = 2 * context * jepa.encoder.width * width + 2 * targets * width * predictor.leave.out_features
-    return 3 * (_encoder_flops(jepa.encoder, context) + len(predictor.blocks) * per_block + ends) + target
-
-
-def _encoder_flops(encoder: Encoder, tokens: int) -> float:
-    width = encoder.width
-    patch = sum(weight.shape[0] for weight in encoder.embedding.value.values())
-    return tokens * 2 * patch * width + len(encoder.blocks) * (24 * tokens * width**2 + 4 * tokens**2 * width)

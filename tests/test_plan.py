@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sciJEPA.archive import Archive, open_archive
+from sciJEPA.hub import build_jepa, grid_spec
+from sciJEPA.masking import Masker
+from sciJEPA.normalize import fit_normalizer
+from sciJEPA.plan import describe_run
+from sciJEPA.samples import WindowReader
+
+
+def test_describe_run_counts_what_there_is(waves: Path) -> None:
+    config = tiny_config(waves)
+    description = describe_run(config)
+    jepa = build_jepa(config, grid_spec(open_archive(waves), config))
+    assert description["parameters"] == {
+        "encoder": sum(p.numel() for p in jepa.encoder.parameters()),
+        "predictor": sum(p.numel() for p in jepa.predictor.parameters()),
+    }
+    # 200 days: 140, 20 and 40, less 3 as a window has 4; patches of 4 x 4 on 8 x 16
+    assert description["windows"] == {"train": 137, "validation": 17, "test": 37}
+    assert description["tokens"] == {"context": 2 * 8, "window": 4 * 8}
+    assert description["patch_values"] == 16
+    assert description["epochs"] == pytest.approx(20 * 8 / 137)
+    assert description["flops_total"] == 20 * description["flops_per_step"]
+    assert description["precision"] == "float32"
+
+
+def test_describe_run_reads_no_field(waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Archive, "read", refuse)
+    describe_run(tiny_config(waves))
+
+
+@pytest.mark.parametrize("target", ["ema", "online", "mae"])
+@pytest.mark.parametrize(
+    "masking",
+    [{"forecast": 1, "blocks": 0}, {"forecast": 0, "blocks": 1}, {"forecast": 0, "blocks": 0, "random": 1}],
+    ids=["forecast", "blocks", "random"],
+)
+def test_flops_agree_with_a_count_of_a_real_step(target: str, masking: dict, waves: Path) -> None:
+    config = tiny_config(
+        waves, masking=masking, objective={"target": target}, tokenizer={"patch_latitude": 2, "patch_longitude": 2},
+        encoder={"width": 32, "depth": 2, "heads": 2}, predictor={},
+    )  # fmt: skip
+    archive = open_archive(waves)
+    jepa = build_jepa(config, grid_spec(archive, config))
+    samples = list(range(config.training.batch_size))
+    batch = WindowReader(archive, fit_normalizer(archive, 0, 140)).read(samples, config.data.window)
+    plan = Masker(jepa.tokenizer.grid, config.masking, config.seed)(samples, epoch=0, step=0)
+    # The counter knows matrix products, and not the fused attention of a CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        jepa(batch, plan).terms.total.backward()
+    assert describe_run(config)["flops_per_step"] == pytest.approx(counter.get_total_flops(), rel=0.1)
