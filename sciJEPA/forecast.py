@@ -252,6 +252,7 @@ class ForecastProbe:
             "trained_from": self.normalizer_.trained_on[0],
             "trained_until": self.normalizer_.trained_on[1],
             "tuned_until": self.tuned_until_,
+            "model_trained_until": latents.attrs.get("statistics_from", "").rpartition(" to ")[2],
         }
         return forecast
 
@@ -288,10 +289,13 @@ def skill(
             f"{archive.source}; pass the archive that the probe was fitted on."
         )
     first, last, tuned = (labels.index(label) for label in wanted)
-    if steps.min() <= max(last, tuned):
+    # The encoder may have been trained longer than the probe; on another archive's times it saw nothing of this one.
+    encoder = forecast.attrs.get("model_trained_until")
+    seen = max(last, tuned, labels.index(encoder) if encoder in labels else 0)
+    if steps.min() <= seen:
         raise UserError(
-            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times that end at "
-            f"{labels[max(last, tuned)]}; skill there would be hindsight. Predict later times."
+            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times of probe and model "
+            f"that end at {labels[seen]}; skill there would be hindsight. Predict later times."
         )
     reader = WindowReader(archive, fit_normalizer(archive, first, last + 1))
     train = issue_steps(archive, (first, last + 1), 1, max(leads))

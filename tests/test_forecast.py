@@ -171,6 +171,15 @@ def test_skill_in_training_or_validation_times_is_refused(
     skill(probe.predict(latents.sel(time=slice("2001-05-21", None))), waves)
 
 
+def test_skill_in_times_that_the_encoder_was_trained_on_is_refused(latents: xr.Dataset, waves: Path) -> None:
+    # The model was trained until 20 May, the probe until 31 March only: April is new to the probe, not to the encoder.
+    short = ForecastProbe("1D").fit(latents.sel(time=slice(None, "2001-03-31")), waves)
+    april = short.predict(latents.sel(time=slice("2001-04-01", None)))
+    with pytest.raises(UserError, match=r"begin at 2001-04-01 .* end at 2001-05-20 .*hindsight"):
+        skill(april, waves)
+
+
+
 # --- refusals
 
 
