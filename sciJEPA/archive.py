@@ -107,32 +107,41 @@ class Archive:
         Returns shape (stop - start, V, H, W), float32, C-contiguous, in the archive's units, NaN where missing; the
         order of latitude and longitude is the stored one, the order of dimensions always this one.
         """
-        start, stop = operator.index(start), operator.index(stop)
-        if not 0 <= start < stop <= len(self):
-            message = f"cannot read time steps {start} to {stop} of {self.source}: it has steps 0 to {len(self)}, and"
-            raise UserError(f"{message} start must come before stop; ask for 0 <= start < stop <= {len(self)}.")
+        start, stop = self.check_range(start, stop)
         shape = (stop - start, len(self.channels), len(self.latitude), len(self.longitude))
         out = np.empty(shape, dtype=np.float32)
         first = 0
         for name in self.variables:
             try:
-                self._check_storage(name)
+                self.check_storage(name)
                 values = self._read_variable(name, start, stop)
             except MemoryError:
                 raise
             except Exception as error:
-                span = f"{start} to {stop - 1} ({time_label(self.time, start)} to {time_label(self.time, stop - 1)})"
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(". ")
-                raise UserError(
-                    f"cannot read {name} of {self.source} at time steps {span}: {reason}; the file is damaged, "
-                    f"incomplete or gone, so fetch or write it again, or leave {name} out with variables=[...]."
-                ) from error
+                raise self.damaged(name, start, stop, error) from error
             with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which the statistics then report
                 out[:, first : first + values.shape[1]] = values
             first += values.shape[1]
         return out
 
-    def _check_storage(self, name: str) -> None:
+    def check_range(self, start: int, stop: int) -> tuple[int, int]:
+        """The range as plain integers; refused where it is empty or reaches outside of the archive."""
+        start, stop = operator.index(start), operator.index(stop)
+        if not 0 <= start < stop <= len(self):
+            message = f"cannot read time steps {start} to {stop} of {self.source}: it has steps 0 to {len(self)}, and"
+            raise UserError(f"{message} start must come before stop; ask for 0 <= start < stop <= {len(self)}.")
+        return start, stop
+
+    def damaged(self, name: str, start: int, stop: int, error: Exception) -> UserError:
+        """What to tell a user whose variable cannot be read at the steps ``start`` to ``stop``."""
+        span = f"{start} to {stop - 1} ({time_label(self.time, start)} to {time_label(self.time, stop - 1)})"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(". ")
+        return UserError(
+            f"cannot read {name} of {self.source} at time steps {span}: {reason}; the file is damaged, "
+            f"incomplete or gone, so fetch or write it again, or leave {name} out with variables=[...]."
+        )
+
+    def check_storage(self, name: str) -> None:
         """Notice storage that vanished or changed under us, for which the libraries return fill values or zeros."""
         for file, size in self.files.items() if name == self.variables[0] else ():  # once a read is enough
             if os.path.getsize(file) != size:

@@ -294,8 +294,8 @@ def skill(
     seen = max(last, tuned, labels.index(encoder) if encoder in labels else 0)
     if steps.min() <= seen:
         raise UserError(
-            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times of probe and model "
-            f"that end at {labels[seen]}; skill there would be hindsight. Predict later times."
+            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times of probe and "
+            f"model that end at {labels[seen]}; skill there would be hindsight. Predict later times."
         )
     reader = WindowReader(archive, fit_normalizer(archive, first, last + 1))
     train = issue_steps(archive, (first, last + 1), 1, max(leads))

@@ -6,19 +6,25 @@ of the whole archive (they leak the test split) and against a spread for every g
 loud as storm tracks).
 """
 
+import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from sciJEPA.archive import Archive
+from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2
 BLOCK_VALUES = 32 * 2**20
 """Values read at once: 128 MB of float32."""
+TILE_VALUES, TILE_STEPS, TILE_POINTS = 2**18, 16, 2048
+"""Values worked on at once, 1 MB of float32, which a core's cache holds; steps or points of such a tile."""
 TWO_YEARS = 2 * 360 * 24
 """Hours of the shortest two years that a calendar has."""
 GAP_RIDGE = 1e-3
@@ -66,10 +72,11 @@ def read_blocks(archive: Archive, start: int, stop: int) -> Iterator[tuple[int, 
     """Fields of the steps start to stop in blocks of bounded memory, aligned to the chunks of the storage."""
     per_step = len(archive.channels) * len(archive.latitude) * len(archive.longitude)
     chunk = archive.chunk_steps
+    read = ChunkReader(archive).read
     steps = max(chunk, BLOCK_VALUES // per_step // chunk * chunk, 1)
     while start < stop:
         end = min(stop, (start // steps + 1) * steps)
-        yield start, archive.read(start, end)
+        yield start, read(start, end)
         start = end
 
 
@@ -103,16 +110,41 @@ class Normalizer:
         basis = harmonic_basis(time, self.annual, self.daily)
         return np.tensordot(basis, self.coefficients, axes=1).astype(np.float32)
 
-    def apply(self, fields: np.ndarray, time: pd.Index) -> tuple[np.ndarray, np.ndarray | None]:
+    def apply(
+        self, fields: np.ndarray, time: pd.Index, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Standardised anomalies of fields (T, V, H, W), and where they were observed (None if everywhere).
 
-        Missing values become zero, the climatology; the mask says so.
+        Missing values become zero, the climatology; the mask says so. `out`, C-contiguous, takes the anomalies; it may
+        be `fields`.
         """
-        anomalies = (fields - self.climatology(time)) / self.spread[:, None, None]
-        observed = np.isfinite(anomalies)
-        if observed.all():
-            return anomalies, None
-        return np.where(observed, anomalies, np.float32(0)), observed
+        if out is None:
+            out = np.empty(fields.shape, dtype=np.result_type(fields, np.float32))
+        # (x - mean) - cycles: float32 keeps the digits of a small cycle on a large mean. In tiles that stay in cache.
+        basis = harmonic_basis(time, self.annual, self.daily)[:, 1:].astype(np.float32)
+        channels, points = fields.shape[1], fields.shape[2] * fields.shape[3]
+        cycles = self.coefficients[1:].reshape(-1, channels * points)
+        width = max(1, TILE_VALUES // (TILE_STEPS * points))
+        for low in range(0, channels, width):
+            high = min(low + width, channels)
+            wave = np.empty((TILE_STEPS, (high - low) * points), dtype=np.float32)
+            for first in range(0, len(fields), TILE_STEPS):
+                tile = (slice(first, first + TILE_STEPS), slice(low, high))
+                target = out[tile]
+                np.subtract(fields[tile], self.coefficients[0, low:high], out=target)
+                if len(cycles):
+                    np.matmul(basis[tile[0]], cycles[:, low * points : high * points], out=wave[: len(target)])
+                    target -= wave[: len(target)].reshape(target.shape)
+                target /= self.spread[low:high, None, None]
+        flat = out.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.dot(flat, flat)):  # one pass without a temporary; finite only if all values are
+                return out, None
+        observed = np.isfinite(out)
+        if observed.all():  # the product was beyond float32
+            return out, None
+        np.copyto(out, 0, where=~observed)
+        return out, observed
 
     def invert(self, anomalies: np.ndarray, time: pd.Index) -> np.ndarray:
         """Physical units from standardised anomalies of shape (T, V, H, W)."""
@@ -146,7 +178,10 @@ def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
     shape = (len(archive.channels), len(archive.latitude), len(archive.longitude))
     moments = _Moments(basis.shape[1], shape)
     for first, fields in read_blocks(archive, start, stop):
-        if np.isinf(fields).any():
+        flat = fields.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            doubtful = not np.isfinite(np.dot(flat, flat))  # one pass without a temporary
+        if doubtful and np.isinf(fields).any():
             infinite = archive.channels[int(np.isinf(fields).any(axis=(0, 2, 3)).argmax())]
             raise UserError(
                 f"{infinite.name} of {archive.source} has infinite values in the training split; mask them, for "
@@ -189,26 +224,48 @@ class _Moments:
         self.squares = np.zeros(points)
         self.offset = np.full(shape[0], np.nan)
         self.steps = 0
+        self.lock = threading.Lock()
 
     def add(self, basis: np.ndarray, fields: np.ndarray) -> None:
-        values = fields.reshape(len(fields), -1).astype(np.float64)
         # Sums of squares around a typical value keep their digits: pressure varies by 1 % of itself.
-        for number, channel in enumerate(np.split(values, self.shape[0], axis=1)):
-            if np.isnan(self.offset[number]) and np.isfinite(channel).any():
-                self.offset[number] = np.nanmean(channel)
-        values -= np.repeat(self.offset, values.shape[1] // self.shape[0])
-        absent = np.isnan(values)
-        if absent.any():
-            values[absent] = 0
-            self.absent += absent.sum(axis=0)
-            if self.absent_gram is None:
-                self.absent_gram = np.zeros((values.shape[1], *self.gram.shape))
-            products = basis[:, :, None] * basis[:, None, :]
-            self.absent_gram += np.tensordot(absent.astype(np.float64), products, axes=(0, 0))
+        for number in np.flatnonzero(np.isnan(self.offset)):
+            for some in (
+                fields[:8, number],
+                fields[:, number],
+            ):  # a few steps are typical enough, if they hold anything
+                if np.isnan(self.offset[number]) and np.isfinite(some).any():
+                    self.offset[number] = np.nanmean(some, dtype=np.float64)
+        values = fields.reshape(len(fields), -1)
+        offset = np.repeat(self.offset, values.shape[1] // self.shape[0])
+
+        def add_points(low: int) -> None:
+            """A few points in tiles of a few steps: float64 that stays in a core's cache."""
+            points = slice(low, low + TILE_POINTS)
+            for first in range(0, len(values), TILE_VALUES // TILE_POINTS):
+                steps = slice(first, first + TILE_VALUES // TILE_POINTS)
+                tile = values[steps, points] - offset[points]
+                squares = np.einsum("tp,tp->p", tile, tile)
+                if np.isnan(squares).any():
+                    absent = np.isnan(tile)
+                    tile[absent] = 0
+                    squares = np.einsum("tp,tp->p", tile, tile)
+                    self._add_absent(basis[steps], absent, points)
+                self.projection[:, points] += basis[steps].T @ tile
+                self.squares[points] += squares
+
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            for _ in pool.map(add_points, range(0, values.shape[1], TILE_POINTS)):
+                pass
         self.gram += basis.T @ basis
-        self.projection += basis.T @ values
-        self.squares += (values**2).sum(axis=0)
         self.steps += len(values)
+
+    def _add_absent(self, basis: np.ndarray, absent: np.ndarray, points: slice) -> None:
+        with self.lock:
+            if self.absent_gram is None:
+                self.absent_gram = np.zeros((len(self.absent), *self.gram.shape))
+        self.absent[points] += absent.sum(axis=0)
+        products = basis[:, :, None] * basis[:, None, :]
+        self.absent_gram[points] += np.tensordot(absent.astype(np.float64), products, axes=(0, 0))
 
     def solve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coefficients (K, V, H, W), variance of the residual of every channel (V,), and counts (V, H, W)."""

@@ -179,7 +179,6 @@ def test_skill_in_times_that_the_encoder_was_trained_on_is_refused(latents: xr.D
         skill(april, waves)
 
 
-
 # --- refusals
 
 

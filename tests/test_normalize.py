@@ -329,3 +329,49 @@ def test_infinite_values_are_refused(value):
     with pytest.raises(UserError, match=r"^wild of <memory> has infinite values in the training split"):
         fit_normalizer(on(days(60), noise(60), wild=wild), 0, 60)
     fit_normalizer(on(days(60), noise(60), wild=wild), 0, 40)
+
+
+# --- speed that changes nothing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.02])
+@pytest.mark.parametrize("tile", [1, 50, 2**18])
+def test_normalising_in_tiles_and_in_place_is_the_formula(monkeypatch, missing, tile):
+    time = days(800)
+    field = 1e5 + 500 * noise(800)
+    field[np.random.default_rng(1).random(field.shape) < missing] = np.nan
+    archive = on(time, field, q=np.nan_to_num(field) / 1e7)
+    normalizer, fields = fit_normalizer(archive, 0, 800), archive.read(0, 800)
+    monkeypatch.setattr(normalize, "TILE_VALUES", tile)
+    exact = fields.astype(float) - np.tensordot(
+        harmonic_basis(time, normalizer.annual, normalizer.daily), normalizer.coefficients.astype(float), axes=1
+    )
+    exact /= normalizer.spread[:, None, None]
+    kept = fields.copy()
+    values, observed = normalizer.apply(fields, time)
+    np.testing.assert_array_equal(fields, kept)
+    np.testing.assert_allclose(values, np.nan_to_num(exact), atol=1e-6 * np.nanmax(np.abs(exact)))
+    again, flags = normalizer.apply(fields, time, out=fields)
+    assert again is fields
+    np.testing.assert_array_equal(again, values)
+    assert (observed is None) == (flags is None) == (missing == 0)
+    if observed is not None and flags is not None:
+        np.testing.assert_array_equal(observed, np.isfinite(kept))
+        np.testing.assert_array_equal(flags, observed)
+
+
+def test_huge_values_are_observed():
+    # Their squares are beyond float32.
+    normalizer = fit_normalizer(on(days(40), noise(40)), 0, 40)
+    values, observed = normalizer.apply(np.full((2, 1, 3, 4), 1e30, dtype=np.float32), days(2))
+    assert observed is None and (values > 1e29).all()
+
+
+@pytest.mark.parametrize("tile, points", [(64, 1), (64, 5), (2**18, 4)])
+def test_sums_in_tiles_are_the_sums(monkeypatch, tile, points):
+    field = 280 + noise(500)
+    field[np.random.default_rng(2).random(field.shape) < 0.05] = np.nan
+    whole = fit_normalizer(on(days(500), field), 0, 500)
+    monkeypatch.setattr(normalize, "TILE_VALUES", tile)
+    monkeypatch.setattr(normalize, "TILE_POINTS", points)
+    assert_same(whole, fit_normalizer(on(days(500), field), 0, 500))

@@ -20,6 +20,7 @@ from sciJEPA.samples import (
     DataConfig,
     WindowReader,
     contiguous,
+    decoded_together,
     epoch_order,
     split_steps,
     window_starts,
@@ -140,6 +141,18 @@ def test_order_is_a_function_of_seed_and_epoch():
 def test_few_blocks_are_needed_at_a_time():
     order = epoch_order(np.arange(100), seed=0, epoch=0, block=10, mixed=2) // 10
     assert all(len(set(order[first : first + 20])) == 2 for first in range(0, 100, 20))
+
+
+@pytest.mark.parametrize("count, block, mixed", [(2000, 20, 16), (1990, 20, 16), (500, 1, 8), (3000, 100, 12)])
+def test_groups_drift_through_time_no_more_than_chance(count, block, mixed):
+    # Blocks in plain random order would have a standard deviation of 1 / sqrt(blocks): 0.1 for 100 of them.
+    correlations = []
+    for epoch in range(8):
+        order = epoch_order(np.arange(count), seed=0, epoch=epoch, block=block, mixed=mixed)
+        correlations.append(abs(np.corrcoef(np.arange(count), order)[0, 1]))
+        groups = [np.unique(order[first : first + 32] // block) for first in range(0, count - 32, 32)]
+        assert min(len(group) for group in groups) >= min(8, mixed // 2)
+    assert np.mean(correlations) < 0.05
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -288,6 +301,65 @@ def test_no_block_is_decoded_twice_while_its_windows_are_served(block, length):
     for start in order[: mixed * block]:
         reader.read([start], length)
     assert len(loads) == len(set(loads))
+
+
+def decoded_in_an_epoch(reader: WindowReader, length: int) -> list[tuple[int, int]]:
+    """The ranges of steps that an epoch in batches of 4 reads from the storage."""
+    archive, ranges = reader.archive, []
+    read = reader._read
+    reader._read = lambda start, stop: (ranges.append((start, stop)), read(start, stop))[1]
+    starts = window_starts(archive, (0, len(archive)), length)
+    order = epoch_order(starts, seed=0, epoch=0, block=reader.block, mixed=reader.mixed(length))
+    for first in range(0, len(order), 4):
+        reader.read(order[first : first + 4], length)
+    return ranges
+
+
+def test_only_the_first_chunk_of_a_block_is_decoded_twice():
+    archive = days(480)
+    reader = WindowReader(chunked(archive, 4), identity(archive))
+    reader.block, reader.capacity = 24, 10
+    ranges = decoded_in_an_epoch(reader, 4)
+    assert {stop - start for start, stop in ranges} == {4, 20}
+    steps = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+    counts = np.bincount(steps, minlength=480)
+    assert counts.min() == 1 and (counts[np.arange(480) % 24 >= 4] == 1).all() and counts.max() <= 2
+
+
+def test_an_archive_that_fits_is_decoded_once():
+    archive = days(200)
+    reader = WindowReader(chunked(archive, 4), identity(archive))
+    reader.block, reader.capacity = 20, 10
+    assert sorted(decoded_in_an_epoch(reader, 8)) == [(start, start + 20) for start in range(0, 200, 20)]
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.01])
+def test_threads_are_invisible(monkeypatch, missing):
+    archive = open_archive(travelling_waves(300, missing=missing))
+    normalizer = fit_normalizer(archive, 0, 300)
+    alone = WindowReader(archive, normalizer, threads=1).read(range(0, 290, 3), 6)
+    monkeypatch.setattr("sciJEPA.samples.THREADED_BYTES", 0)
+    for threads in (2, 7):
+        assert same(alone, WindowReader(archive, normalizer, threads=threads).read(range(0, 290, 3), 6))
+
+
+def test_a_batch_keeps_its_values_when_others_are_read():
+    archive = days(100)
+    reader = WindowReader(chunked(archive, 5), identity(archive))
+    reader.block, reader.capacity = 5, 2
+    batch = reader.read([5, 60], 3)
+    kept = batch.values.clone()
+    for start in range(0, 97):
+        reader.read([start], 3)
+    assert torch.equal(batch.values, kept)
+
+
+def test_chunks_inside_of_shards_are_decoded_apart(tmp_path):
+    ds = travelling_waves(64)
+    path = tmp_path / "shards.zarr"
+    ds.to_zarr(path, zarr_format=3, encoding={"z": {"chunks": (8, *ds.z.shape[1:]), "shards": (32, *ds.z.shape[1:])}})
+    archive = open_archive(path)
+    assert archive.chunk_steps == 32 and decoded_together(archive) == 8
 
 
 def test_an_archive_that_fits_is_shuffled_as_a_whole():

@@ -1,0 +1,267 @@
+"""Part of arrow 1: time ranges of an archive at the speed at which this machine decompresses them.
+
+What arrives: an `Archive`. What leaves: the values that `Archive.read` gives, byte for byte, decoded chunk by chunk by
+a pool of threads straight into one array. Variables in a storage that is not decoded here go through `Archive.read`.
+What we decided against: processes (handing arrays over costs more than decoding them), dask and zarr-python's event
+loop (they cost more than a small chunk), and our own reading of CF attributes (xarray's own decoder is called on each
+chunk of packed values, so that the two cannot disagree).
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from sciJEPA.archive import Archive, open_archive
+from sciJEPA.chunk_storage import Scratch, StoredArray, Unsupported
+from sciJEPA.errors import UserError
+
+CF_ATTRIBUTES = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned")
+TASK_BYTES = 2**19
+"""A task of the pool decodes chunks of about this size together, so that handing it over costs little."""
+
+Decode = Callable[[np.ndarray], np.ndarray]
+Place = tuple[tuple[int, slice, slice], ...]
+"""A chunk: for each dimension its number, its place in the output, and the part of it that goes there."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Field:
+    """How a variable goes from its storage into channels `channels` of the output."""
+
+    name: str
+    stored: StoredArray
+    channels: slice
+    levels: bool
+    order: tuple[int, ...]
+    """Storage dimension -> its place among (time, level, latitude, longitude), size-1 dimensions left out."""
+    extra: tuple[int, ...]
+    """Storage dimensions of size 1 that the output does not have."""
+    time: int
+    """Storage dimension of time."""
+    decode: Decode | None
+    fill: np.ndarray
+
+    def in_storage_order(self, out: np.ndarray) -> np.ndarray:
+        """The channels of this variable within `out`, viewed with the dimensions of its storage."""
+        view = out[:, self.channels] if self.levels else out[:, self.channels.start]
+        return np.expand_dims(view.transpose(self.order), self.extra)
+
+    def tasks(self, start: int, stop: int) -> Iterator[list[Place]]:
+        """Chunks that hold steps of the range, in groups for the pool."""
+        axes = []
+        for axis, (size, chunk) in enumerate(zip(self.stored.shape, self.stored.chunks, strict=True)):
+            low, high = (start, stop) if axis == self.time else (0, size)
+            axes.append([_cut(number, chunk, low, high) for number in range(low // chunk, (high - 1) // chunk + 1)])
+        places = itertools.product(*axes)
+        while group := list(itertools.islice(places, max(1, TASK_BYTES // self.stored.chunk_bytes))):
+            yield group
+
+
+def _cut(number: int, chunk: int, low: int, high: int) -> tuple[int, slice, slice]:
+    """Along one dimension: a chunk's number, where it lies in the range low to high, and which part of it does."""
+    first, last = max(low, number * chunk), min(high, (number + 1) * chunk)
+    return number, slice(first - low, last - low), slice(first - number * chunk, last - number * chunk)
+
+
+class ChunkReader:
+    """Time ranges of an archive, decoded chunk by chunk by a pool of threads straight into one array.
+
+    It may be used from several threads, holds no open files and can be pickled; the copy opens a pool of its own.
+
+    Parameters
+    ----------
+    archive : where to read from.
+    threads : decoding threads; as many as there are cores, but at most 8, when left out.
+
+    Attributes
+    ----------
+    direct : names of the variables whose chunks are decoded directly: local Zarr with the usual codecs, and, where h5py
+        is installed, single NetCDF-4 or HDF5 files. The others go through `Archive.read`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> coords = {"time": pd.date_range("2000", periods=3), "lat": [30.0, 0.0, -30.0], "lon": [0.0, 90.0, 180.0, 270.0]}
+    >>> field = xr.DataArray(np.zeros((3, 3, 4)), coords, ("time", "lat", "lon"), name="z")
+    >>> reader = ChunkReader(open_archive(field))
+    >>> reader.read(0, 2).shape, reader.direct
+    ((2, 1, 3, 4), ())
+    """
+
+    def __init__(self, archive: Archive, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise UserError(f"threads must be at least 1, got {threads}; leave it out to use all cores.")
+        self.archive = archive
+        self.threads = min(os.cpu_count() or 1, 8) if threads is None else threads
+        self._fields = _direct_fields(archive)
+        self.direct = tuple(field.name for field in self._fields)
+        others = [name for name in archive.variables if name not in self.direct]
+        self._others = open_archive(archive, variables=others) if others else None
+        self._other_channels = [n for n, channel in enumerate(archive.channels) if channel.variable in others]
+        self._scratch = Scratch()
+        self._lock = threading.Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def __repr__(self) -> str:
+        return f"<ChunkReader {self.archive!r}: {len(self.direct)} of {len(self.archive.variables)} variables direct>"
+
+    def __reduce__(self) -> tuple[Callable[..., "ChunkReader"], tuple[Archive, int]]:
+        return _reopen, (self.archive, self.threads)
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read the time steps ``start`` to ``stop`` (exclusive), as `Archive.read` does.
+
+        Parameters
+        ----------
+        start, stop : range of time steps.
+        out : where to write; a new C-contiguous array when left out. It may have any memory layout: chunks of several
+            steps are decoded in place, without a copy, where each channel's steps lie one after the other, as in
+            ``slab.swapaxes(0, 1)`` of a slab of shape (V, stop - start, H, W).
+
+        Returns
+        -------
+        shape (stop - start, V, H, W), float32, in the archive's units, NaN where missing.
+
+        Raises
+        ------
+        UserError
+            If the range lies outside of the archive, or a chunk is damaged; `out` then holds anything.
+        """
+        start, stop = self.archive.check_range(start, stop)
+        grid = (len(self.archive.latitude), len(self.archive.longitude))
+        shape = (stop - start, len(self.archive.channels), *grid)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
+            raise UserError(f"out must be a writeable float32 array of shape {shape}, got {out.dtype} {out.shape}.")
+        running: list[tuple[str, Future[None]]] = []
+        try:
+            for field in self._fields:
+                self._start(field, start, stop, out, running)
+            if self._others is not None:
+                out[:, self._other_channels] = self._others.read(start, stop)
+            for name, future in running:
+                _result(future, self.archive, name, start, stop)
+        finally:  # nobody writes into `out` any more when the caller has it back
+            for _, future in running:
+                future.cancel()
+            wait([future for _, future in running])
+        return out
+
+    def _start(
+        self, field: _Field, start: int, stop: int, out: np.ndarray, running: list[tuple[str, Future[None]]]
+    ) -> None:
+        """Hand the chunks of a variable to the pool, once its storage is known to be there."""
+        pool, target = self._threads(), field.in_storage_order(out)
+        running.append((field.name, pool.submit(self.archive.check_storage, field.name)))
+        for group in field.tasks(start, stop):
+            running.append((field.name, pool.submit(self._decode, field, group, target)))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """The pool of this process; the threads of a parent do not survive a fork."""
+        with self._lock:
+            if self._pool is None or self._pool[0] != os.getpid():
+                self._pool = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="sciJEPA chunks")
+            return self._pool[1]
+
+    def _decode(self, field: _Field, places: list[Place], target: np.ndarray) -> None:
+        """Decode a group of chunks into `target`, which has the dimensions of the storage."""
+        stored = field.stored
+        plain = field.decode is None and stored.dtype == np.dtype(np.float32)
+        for place in places:
+            index, inside, part = zip(*place, strict=True)
+            region = target[inside]
+            if plain and region.shape == stored.chunks and region.flags.c_contiguous:
+                if not stored.load(index, region, self._scratch):
+                    region[...] = field.fill
+                continue
+            chunk = self._scratch.take("chunk", stored.chunk_bytes).view(stored.dtype).reshape(stored.chunks)
+            if stored.load(index, chunk, self._scratch):
+                values = chunk[part] if field.decode is None else field.decode(chunk[part])
+                with np.errstate(over="ignore"):  # as in Archive.read: beyond float32 becomes inf
+                    region[...] = values
+            else:
+                region[...] = field.fill
+
+
+def _reopen(archive: Archive, threads: int) -> ChunkReader:
+    return ChunkReader(archive, threads=threads)
+
+
+def _result(future: "Future[None]", archive: Archive, name: str, start: int, stop: int) -> None:
+    try:
+        future.result()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise archive.damaged(name, start, stop, error) from error
+
+
+def _direct_fields(archive: Archive) -> tuple[_Field, ...]:
+    """Variables whose storage we decode, in the order of the archive."""
+    stored: dict[str, StoredArray] = {}
+    if archive.format.startswith("zarr") and os.path.isdir(archive.source):
+        from sciJEPA.chunks_zarr import zarr_array
+
+        for name in archive.variables:
+            try:
+                stored[name] = zarr_array(os.path.join(archive.source, name))
+            except Exception:  # whatever we do not understand is zarr-python's to read, or to explain
+                continue
+    elif archive.format == "netcdf" and os.path.isfile(archive.source):
+        from sciJEPA.chunks_netcdf import netcdf_arrays
+
+        stored = netcdf_arrays(archive.source, archive.variables)
+    fields = []
+    for name in archive.variables:
+        try:
+            fields += [_field(archive, name, stored[name])] if name in stored else []
+        except Unsupported:
+            continue
+    return tuple(fields)
+
+
+def _field(archive: Archive, name: str, stored: StoredArray) -> _Field:
+    variable = archive.ds[name].variable
+    roles = [archive.axes[role] for role in ("time", "level", "latitude", "longitude") if role in archive.axes]
+    wanted = [dim for dim in roles if dim in variable.dims]
+    if variable.shape != stored.shape or variable.chunks is not None:
+        raise Unsupported("the dataset is not what lies on disk")
+    decode, fill = _cf_decoding(name, variable, stored)
+    channels = [number for number, channel in enumerate(archive.channels) if channel.variable == name]
+    return _Field(
+        name=name,
+        stored=stored,
+        channels=slice(channels[0], channels[-1] + 1),
+        levels=len(wanted) == 4,
+        order=tuple(wanted.index(str(dim)) for dim in variable.dims if dim in wanted),
+        extra=tuple(axis for axis, dim in enumerate(variable.dims) if dim not in wanted),
+        time=variable.dims.index(archive.axes["time"]),
+        decode=decode,
+        fill=fill,
+    )
+
+
+def _cf_decoding(name: str, variable: xr.Variable, stored: StoredArray) -> tuple[Decode | None, np.ndarray]:
+    """What turns stored values into the variable's, None where they are the same; and its fill value as float32."""
+    attributes = {key: variable.encoding[key] for key in CF_ATTRIBUTES if key in variable.encoding}
+    fills = {np.asarray(attributes[key]).item() for key in CF_ATTRIBUTES[:2] if key in attributes}
+    if len({fill for fill in fills if fill == fill}) > 1:
+        raise Unsupported("several fill values")  # xarray warns about them, and should not do so for every chunk
+
+    def decode(values: np.ndarray) -> np.ndarray:
+        raw = xr.Variable([f"dim_{axis}" for axis in range(values.ndim)], values, attributes)
+        return xr.conventions.decode_cf_variable(name, raw, decode_times=False).values
+
+    unchanged = stored.dtype.kind == "f" and set(attributes) <= set(CF_ATTRIBUTES[:2]) and all(f != f for f in fills)
+    decoded = decode(stored.fill.reshape(1))
+    if decoded.dtype != variable.dtype:
+        raise Unsupported(f"decodes to {decoded.dtype}, but is {variable.dtype} in the dataset")
+    with np.errstate(over="ignore"):
+        return (None if unchanged or not attributes else decode), decoded.astype(np.float32)[0]
