@@ -633,13 +633,20 @@ def test_a_run_that_is_stopped_says_how_to_go_on(
     run = tmp_path / "run"
     argv = ["pretrain", "--config", tiny, "--archive", waves, "--out", run, "--training.steps", 20_000]
     command = [sys.executable, "-m", "sciJEPA.cli", *map(str, argv)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job inherits that it is ignored
+
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    try:
         deadline = time.monotonic() + 120
         while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
             assert started.poll() is None, started.communicate()
             time.sleep(0.1)
         started.send_signal(number)
         out, err = started.communicate(timeout=120)
+    finally:
+        started.kill()
     assert (started.returncode, out) == (code, "")
     assert "Traceback" not in err
     last = err.splitlines()[-1]
