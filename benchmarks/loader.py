@@ -1,7 +1,7 @@
 """Samples per second of the loader, beside what people use today and beside what this machine could do at all.
 
-    python benchmarks/loader.py --data /tmp/loader            # 2 GB of data in each of five storages, some ten minutes
-    python benchmarks/loader.py --data /tmp/loader --size-mb 400 --storages zarr-32 --json loader.json
+    python benchmarks/loader.py --data loader-data            # 2 GB of data in each of five storages, some ten minutes
+    python benchmarks/loader.py --data loader-data --size-mb 400 --storages zarr-32 --json loader.json
 
 Makes an archive of smooth fields in WeatherBench's layout (6 variables on time, longitude 128, latitude 64, float32,
 six-hourly) in five storages, then serves shuffled windows of 4 steps of all variables in batches of 32:
