@@ -142,8 +142,7 @@ class Encoder(nn.Module):
         return torch.cat([outputs[layer] for layer in self.latent_layers], dim=-1)
 
     def _outputs(self, tokens: Tokens) -> list[Float[Tensor, "B N L"]]:
-        weight = tokens.weight
-        seen = None if weight is None else weight > 0
+        seen = tokens.seen
         outputs = [self.embedding(tokens) + self.position(tokens.features)]
         for block in self.blocks:
             outputs.append(block(outputs[-1], seen))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sciJEPA.encoder import Encoder, EncoderConfig
@@ -81,7 +81,7 @@ class JEPA(nn.Module):
         latents = self.encoder(visible)
         context = self.norm(latents)
         wanted = tokens.take(plan.target)
-        predicted = self.predictor(context, visible.features, wanted.features, _seen(visible))
+        predicted = self.predictor(context, visible.features, wanted.features, visible.seen)
         target = self._targets(tokens, wanted, plan)
         variance, covariance = regularise(latents)
         prediction = prediction_distance(predicted, target, wanted.weight, distance=self.objective.distance)
@@ -109,14 +109,3 @@ class JEPA(nn.Module):
         """Latents of all tokens of the batch's windows, from the "target" or the "online" encoder."""
         chosen = cast(Encoder, self.target.module) if encoder == "target" else self.encoder
         return chosen.latents(self.tokenizer(batch))
-
-
-def _seen(tokens: Tokens) -> Tensor | None:
-    weight = tokens.weight
-    return None if weight is None else weight > 0
-
-
-def gather(latents: Float[Tensor, "B N L"], index: Int[Tensor, "B M"]) -> Float[Tensor, "B M L"]:
-    """The latents with these token numbers."""
-    rows = torch.arange(len(index), device=index.device)[:, None]
-    return latents[rows, index]

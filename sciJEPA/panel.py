@@ -34,7 +34,7 @@ from sciJEPA.forecast import (
 )
 from sciJEPA.hub import Model, load, random_model
 from sciJEPA.latents import MEMORY_LIMIT, embed, time_encoding
-from sciJEPA.probes import BLOCK_ROWS, Ridge, Rows
+from sciJEPA.probes import Ridge, Rows, row_blocks
 from sciJEPA.samples import Splits, WindowReader, split_steps
 from sciJEPA.scores import MethodErrors, anomaly_correlation, score_rows, squared_error
 
@@ -230,7 +230,7 @@ class _Panel:
         def labelled(values: np.ndarray) -> xr.DataArray:
             return xr.DataArray(values.reshape(shape), dims=("init_time", "channel", *space))
 
-        for steps in _blocks(self.test):
+        for steps in row_blocks(self.test):
             for number, (lead, prediction) in enumerate(zip(self.leads, method.predict(steps), strict=True)):
                 time = archive.time[steps + lead]
                 truth = labelled(archive.read(int(steps[0]) + lead, int(steps[-1]) + lead + 1)[steps - steps[0]])
@@ -254,15 +254,11 @@ class _Panel:
     def write_forecasts(self, method: Forecaster, path: Path) -> None:
         """Forecasts of the test times in physical units, block by block."""
         attributes = {"model_id": self.model.id, "method": JUDGED[-1], "probe": "ridge"}
-        for number, steps in enumerate(_blocks(self.test)):
+        for number, steps in enumerate(row_blocks(self.test)):
             block = to_dataset(method.predict(steps), self.archive, self.model.normalizer, steps, self.leads)
             block = block.assign_attrs(attributes, archive=Path(self.archive.source).name)
             options: Any = {"append_dim": "init_time"} if number else {"mode": "w", "encoding": time_encoding(block)}
             block.to_zarr(path, consolidated=False, **options)
-
-
-def _blocks(steps: np.ndarray) -> list[np.ndarray]:
-    return [steps[first : first + BLOCK_ROWS] for first in range(0, len(steps), BLOCK_ROWS)]
 
 
 def _draw(rows: pd.DataFrame, path: Path) -> None:

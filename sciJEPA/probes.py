@@ -127,7 +127,7 @@ class Ridge:
     def _gram(self, train: np.ndarray) -> np.ndarray:
         if self._primal:
             gram = np.zeros((self._features.width, self._features.width))
-            for block in _blocks(train):
+            for block in row_blocks(train):
                 part = self._centred(block)
                 gram += part.T @ part
             return gram
@@ -141,7 +141,7 @@ class Ridge:
     def _project(self, times: np.ndarray) -> np.ndarray:
         """Features in the eigenbasis: X V (primal) or X X_train^T U (dual)."""
         parts = []
-        for block in _blocks(times):
+        for block in row_blocks(times):
             part = self._centred(block)
             part = part if self._primal else part @ self._train_features.T
             parts.append((part @ self._vectors).astype(np.float32))
@@ -161,12 +161,13 @@ class Ridge:
         return total
 
 
-def _blocks(indices: np.ndarray) -> list[np.ndarray]:
+def row_blocks(indices: np.ndarray) -> list[np.ndarray]:
+    """The indices in blocks of `BLOCK_ROWS`, so that features are never read all at once."""
     return [indices[first : first + BLOCK_ROWS] for first in range(0, len(indices), BLOCK_ROWS)]
 
 
 def _mean(rows: Rows, indices: np.ndarray) -> np.ndarray:
     total = np.zeros(rows.width)
-    for block in _blocks(indices):
+    for block in row_blocks(indices):
         total += rows.read(block).sum(axis=0, dtype=np.float64)
     return total / len(indices)

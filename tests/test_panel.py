@@ -118,7 +118,7 @@ def test_the_same_again(panel: tuple[pd.DataFrame, Path], run_folder: Path) -> N
 def test_blocks_are_invisible(
     panel: tuple[pd.DataFrame, Path], run_folder: Path, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (home, sciJEPA.baselines, sciJEPA.probes):
+    for module in (sciJEPA.baselines, sciJEPA.probes):
         monkeypatch.setattr(module, "BLOCK_ROWS", 7)
     again = probe(run_folder, waves, lead=["1D", "3D"], out=tmp_path / "probe", progress=False)
     np.testing.assert_allclose(rmse(again), rmse(panel[0]), rtol=2e-3)
@@ -130,7 +130,7 @@ def test_blocks_are_invisible(
 
 def test_times_of_later_blocks_need_not_suit_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # whole days would do for a first block of one time, and for none of the next three
-    monkeypatch.setattr(home, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(sciJEPA.probes, "BLOCK_ROWS", 1)
     ds = travelling_waves(32, cadence="6h")
     judged(ds, tmp_path, lead=["6H"], controls="persistence", out=tmp_path / "probe")
     forecast = xr.open_zarr(tmp_path / "probe/forecasts.zarr", consolidated=False)

@@ -60,6 +60,11 @@ class Tokens:
         """Observed share of every token, None where everything is observed."""
         return None if self.observed is None else self.observed.float().mean(dim=(2, 3))
 
+    @property
+    def seen(self) -> Bool[Tensor, "B N"] | None:
+        """Tokens with any observed value, which alone may be attended to; None where everything is observed."""
+        return None if self.observed is None else self.observed.any(dim=3).any(dim=2)
+
 
 @dataclass(frozen=True)
 class TokenGeometry:
