@@ -150,9 +150,10 @@ Round = Callable[[float], tuple[int, float]]
 def stream_of(path: str, memory_mb: int) -> Callable[[int], Any]:
     """Streams of one epoch each, with a new reader; the statistics are fitted once."""
     from sciJEPA.archive import open_archive
+    from sciJEPA.loader import BatchStream, WindowReader
     from sciJEPA.masking import Masker, MaskingConfig, TokenGrid
     from sciJEPA.normalize import fit_normalizer
-    from sciJEPA.samples import BatchStream, WindowReader, window_starts
+    from sciJEPA.samples import window_starts
 
     archive = open_archive(path)
     starts = window_starts(archive, (0, len(archive)), LENGTH)

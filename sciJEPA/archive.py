@@ -89,6 +89,11 @@ class Archive:
     def __len__(self) -> int:
         return len(self.time)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions of space, in the order in which `read` gives them."""
+        return (len(self.latitude), len(self.longitude))
+
     def __repr__(self) -> str:
         span = f"{time_label(self.time, 0)} to {time_label(self.time, len(self) - 1)}"
         grid = f"{len(self.latitude)} x {len(self.longitude)}"
@@ -108,7 +113,7 @@ class Archive:
         order of latitude and longitude is the stored one, the order of dimensions always this one.
         """
         start, stop = self.check_range(start, stop)
-        shape = (stop - start, len(self.channels), len(self.latitude), len(self.longitude))
+        shape = (stop - start, len(self.channels), *self.shape)
         out = np.empty(shape, dtype=np.float32)
         first = 0
         for name in self.variables:

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import scipy.linalg
 
+from sciJEPA.loader import WindowReader
 from sciJEPA.probes import BLOCK_ROWS, Ridge, Rows
-from sciJEPA.samples import WindowReader
 
 EOF_NUMBERS = (10, 20, 40, 80, 160)
 

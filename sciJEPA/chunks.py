@@ -134,8 +134,7 @@ class ChunkReader:
             If the range lies outside of the archive, or a chunk is damaged; `out` then holds anything.
         """
         start, stop = self.archive.check_range(start, stop)
-        grid = (len(self.archive.latitude), len(self.archive.longitude))
-        shape = (stop - start, len(self.archive.channels), *grid)
+        shape = (stop - start, len(self.archive.channels), *self.archive.shape)
         if out is None:
             out = np.empty(shape, dtype=np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:

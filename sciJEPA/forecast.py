@@ -17,9 +17,10 @@ import xarray as xr
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.baselines import Climatology, DampedPersistence, Forecaster, Persistence, fields
 from sciJEPA.errors import UserError
+from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import Normalizer, fit_normalizer
 from sciJEPA.probes import STRENGTHS, Ridge, Rows
-from sciJEPA.samples import WindowReader, contiguous, window_starts
+from sciJEPA.samples import contiguous, window_starts
 from sciJEPA.score_table import lead_days
 from sciJEPA.scores import latitude_weights, rmse
 

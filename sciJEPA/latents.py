@@ -19,8 +19,9 @@ from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.folders import complete_folder, refuse_existing
 from sciJEPA.hub import Model
+from sciJEPA.loader import WindowReader
 from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
-from sciJEPA.samples import WindowReader, window_starts
+from sciJEPA.samples import window_starts
 
 MEMORY_LIMIT = 2**30
 """Latents above this many bytes must go to disk."""

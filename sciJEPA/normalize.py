@@ -6,6 +6,7 @@ of the whole archive (they leak the test split) and against a spread for every g
 loud as storm tracks).
 """
 
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def calendar_features(time: pd.Index) -> np.ndarray:
 
 def read_blocks(archive: Archive, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
     """Fields of the steps start to stop in blocks of bounded memory, aligned to the chunks of the storage."""
-    per_step = len(archive.channels) * len(archive.latitude) * len(archive.longitude)
+    per_step = len(archive.channels) * math.prod(archive.shape)
     chunk = archive.chunk_steps
     read = ChunkReader(archive).read
     steps = max(chunk, BLOCK_VALUES // per_step // chunk * chunk, 1)
@@ -175,7 +176,7 @@ def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
     annual = ANNUAL_HARMONICS if seasonal and span >= TWO_YEARS else 0
     daily = DAILY_HARMONICS if seasonal and archive.cadence < 12 else 0
     basis = harmonic_basis(archive.time[start:stop], annual, daily)
-    shape = (len(archive.channels), len(archive.latitude), len(archive.longitude))
+    shape = (len(archive.channels), *archive.shape)
     moments = _Moments(basis.shape[1], shape)
     for first, fields in read_blocks(archive, start, stop):
         flat = fields.reshape(-1)

@@ -34,8 +34,9 @@ from sciJEPA.forecast import (
 )
 from sciJEPA.hub import Model, load, random_model
 from sciJEPA.latents import MEMORY_LIMIT, embed, time_encoding
+from sciJEPA.loader import WindowReader
 from sciJEPA.probes import Ridge, Rows, row_blocks
-from sciJEPA.samples import Splits, WindowReader, split_steps
+from sciJEPA.samples import Splits, split_steps
 from sciJEPA.scores import MethodErrors, anomaly_correlation, score_rows, squared_error
 
 ALWAYS = ("persistence", "climatology")

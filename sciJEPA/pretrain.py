@@ -30,11 +30,12 @@ from sciJEPA.config import RunConfig, config_to_yaml
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, build_jepa, grid_spec, load
 from sciJEPA.jepa import JEPA, StepOutput
+from sciJEPA.loader import BatchStream, WindowReader
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.monitor import diagnose, warn_of_collapse
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import open_configured, precision, versions
-from sciJEPA.samples import BatchStream, Splits, WindowReader, split_steps, window_starts
+from sciJEPA.samples import Splits, split_steps, window_starts
 from sciJEPA.target import momentum
 from sciJEPA.tokenizers.base import Batch
 

@@ -6,9 +6,9 @@ import sciJEPA.baselines as home
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.baselines import Climatology, DampedPersistence, EOFRidge, Persistence, fields, leading_patterns, windows
 from sciJEPA.forecast import target_weights
+from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.probes import rows_of
-from sciJEPA.samples import WindowReader
 from sciJEPA.synthetic import travelling_waves
 
 LEADS = (1, 3, 10)

@@ -13,9 +13,9 @@ from sciJEPA.errors import UserError
 from sciJEPA.forecast import ForecastProbe, issue_steps, latest_tokens, lead_label, lead_steps, skill, to_dataset
 from sciJEPA.hub import Model
 from sciJEPA.latents import embed
+from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.pretrain import pretrain
-from sciJEPA.samples import WindowReader
 from sciJEPA.scores import latitude_weights
 from sciJEPA.synthetic import travelling_waves
 

@@ -7,10 +7,11 @@ from sciJEPA.archive import open_archive
 from sciJEPA.encoder import EncoderConfig
 from sciJEPA.errors import UserError
 from sciJEPA.jepa import JEPA, ObjectiveConfig
+from sciJEPA.loader import BatchStream, WindowReader
 from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.predictor import PredictorConfig
-from sciJEPA.samples import BatchStream, WindowReader, window_starts
+from sciJEPA.samples import window_starts
 from sciJEPA.synthetic import travelling_waves
 from sciJEPA.target import momentum
 from sciJEPA.tokenizers.base import Batch

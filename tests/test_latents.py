@@ -11,8 +11,8 @@ import sciJEPA.latents as home
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, load
 from sciJEPA.latents import embed, energy
+from sciJEPA.loader import WindowReader
 from sciJEPA.pretrain import pretrain
-from sciJEPA.samples import WindowReader
 from sciJEPA.synthetic import travelling_waves
 
 

@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.hub import build_jepa, grid_spec
+from sciJEPA.loader import WindowReader
 from sciJEPA.masking import Masker
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import describe_run
-from sciJEPA.samples import WindowReader
 
 
 def test_describe_run_counts_what_there_is(waves: Path) -> None:

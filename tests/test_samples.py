@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
+from sciJEPA.loader import BatchStream, WindowReader, decoded_together
 from sciJEPA.masking import Masker, MaskingConfig, TokenGrid
 from sciJEPA.normalize import Normalizer, fit_normalizer
-from sciJEPA.samples import (
-    BatchStream,
-    DataConfig,
-    WindowReader,
-    contiguous,
-    decoded_together,
-    epoch_order,
-    split_steps,
-    window_starts,
-)
+from sciJEPA.samples import DataConfig, contiguous, epoch_order, split_steps, window_starts
 from sciJEPA.synthetic import travelling_waves
 from sciJEPA.tokenizers.base import Batch
 
@@ -338,7 +330,7 @@ def test_threads_are_invisible(monkeypatch, missing):
     archive = open_archive(travelling_waves(300, missing=missing))
     normalizer = fit_normalizer(archive, 0, 300)
     alone = WindowReader(archive, normalizer, threads=1).read(range(0, 290, 3), 6)
-    monkeypatch.setattr("sciJEPA.samples.THREADED_BYTES", 0)
+    monkeypatch.setattr("sciJEPA.loader.THREADED_BYTES", 0)
     for threads in (2, 7):
         assert same(alone, WindowReader(archive, normalizer, threads=threads).read(range(0, 290, 3), 6))
 
