@@ -156,8 +156,8 @@ def stream_of(path: str, memory_mb: int) -> Callable[[int], Any]:
     from sciJEPA.samples import window_starts
 
     archive = open_archive(path)
-    starts = window_starts(archive, (0, len(archive)), LENGTH)
-    normalizer = fit_normalizer(archive, 0, len(archive))
+    starts = window_starts(archive, ((0, len(archive)),), LENGTH)
+    normalizer = fit_normalizer(archive, ((0, len(archive)),))
     masker = Masker(TokenGrid(LENGTH, 1, 1, LENGTH - 1), MaskingConfig(), seed=0)
     batches = len(starts) // BATCH
 

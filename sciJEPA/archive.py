@@ -1,16 +1,18 @@
-"""1. archive -> samples: open an archive of gridded fields, whatever its storage, and read time steps from it.
+"""1. archive -> samples: open an archive of fields or series, whatever its storage, and read time steps from it.
 
-What arrives: a path to a Zarr store, to a NetCDF file or to a folder of NetCDF files, or an ``xr.Dataset``; axes are
-found by their CF attributes, then by their usual names.
-What leaves: an :class:`Archive`, which knows its axes and channels and whose ``read`` gives ``(T, V, H, W)`` float32.
+What arrives: a path or URL of a Zarr store, of NetCDF, of simulations in The Well's layout or of a table, or xarray
+objects; axes are found by their CF attributes, then by their usual names.
+What leaves: an :class:`Archive`, which knows its axes, places and channels and whose ``read`` gives ``(T, V, *space)``
+float32. Members of an ensemble and trajectories of a simulation follow each other on one axis of steps.
 What we decided against: dask between a training loop and a chunk (it costs far more than the read itself; only folders
-of files use it, on one thread), repairing a time axis (a sorted or deduplicated copy changes numbers, so we refuse and
-print the call that does it), and guessing a grid (projected and curvilinear grids have no latitude axis to weight by).
+of files use it, on one thread), and repairing a time axis (a sorted or deduplicated copy changes numbers, so we refuse
+and print the call that does it).
 """
 
+import math
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from html import escape
@@ -20,25 +22,24 @@ import pandas as pd
 import xarray as xr
 
 from sciJEPA.axes import (
-    ROLES,
+    Axes,
     check_time,
     decode_time,
     describe_hours,
-    find_axis,
+    find_axes,
     hours_since_first,
-    latitude_of,
     level_of,
-    longitude_of,
-    require_axes,
+    role_of_series,
     time_label,
 )
 from sciJEPA.errors import UserError
+from sciJEPA.space import Space, find_space
 from sciJEPA.stores import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
-    """One two-dimensional field of an archive: a variable, or one level of it."""
+    """One field or series of an archive: a variable, or one level of it."""
 
     variable: str
     level: float | None = None
@@ -46,27 +47,30 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """``z`` for a variable without levels, ``z@500`` for one level, in the archive's own units of level."""
+        """``z`` for a variable without levels, ``z@500`` for one level: pressure in hPa, others in their own units."""
         return self.variable if self.level is None else f"{self.variable}@{self.level:g}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Archive:
-    """An opened archive on a latitude-longitude grid; made by :func:`open_archive`.
+    """An opened archive; made by :func:`open_archive`.
 
     Attributes
     ----------
     ds : the archive itself, with the user's own names, order and units, read lazily.
-    source, format : path or ``<memory>``; ``zarr2``, ``zarr3``, ``netcdf``, ``netcdf folder`` or ``memory``.
+    source, format : path or ``<memory>``; ``zarr2``, ``zarr3``, ``netcdf``, ``netcdf folder``, ``memory``...
     files : NetCDF files behind the archive and their bytes when opened; a file that has changed since is not read.
-    axes : role (time, latitude, longitude and perhaps level) -> the user's dimension name.
-    variables, channels : numeric variables on time, latitude and longitude; each of their levels is one channel.
-    time : dates (``pd.DatetimeIndex`` or ``xr.CFTimeIndex``), or plain numbers where the axis cannot be decoded.
-    hours : shape (T,), hours since the first step. Numbers without known units count as days.
+    axes : role (time, level, latitude, longitude, station, x, y, z, member...) -> the user's dimension name.
+    space : the places: dimensions, coordinates, areas, what lies at the sides.
+    series : dimensions of members or trajectories; their time series follow each other on the axis of steps.
+    repeats : number of those series.
+    variables, channels : numeric variables on time and all dimensions of space; each of their levels is one channel.
+    static : numeric variables on the dimensions of space alone.
+    time : dates (``pd.DatetimeIndex`` or ``xr.CFTimeIndex``), or plain numbers where the axis cannot be decoded; one
+        entry a step, so that it begins anew with every series.
+    hours : one entry a step, hours since the first step of its series. Numbers without known units count as days.
     cadence : median step in hours (months differ in length, so the mean would be nobody's step).
     calendar : ``standard``, ``noleap``, ``360_day``...; ``none`` where time is plain numbers.
-    latitude, longitude : shapes (H,) and (W,), degrees, in the order in which they are stored.
-    periodic : longitude closes the circle.
     chunk_steps : time steps in one chunk (or shard) of the storage; reading fewer at once decodes chunks repeatedly.
     """
 
@@ -75,15 +79,16 @@ class Archive:
     format: str
     files: Mapping[str, int]
     axes: Mapping[str, str]
+    space: Space
+    series: tuple[str, ...]
+    repeats: int
     variables: tuple[str, ...]
     channels: tuple[Channel, ...]
+    static: tuple[str, ...]
     time: pd.Index
     hours: np.ndarray
     cadence: float
     calendar: str
-    latitude: np.ndarray
-    longitude: np.ndarray
-    periodic: bool
     chunk_steps: int
 
     def __len__(self) -> int:
@@ -92,14 +97,52 @@ class Archive:
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the dimensions of space, in the order in which `read` gives them."""
-        return (len(self.latitude), len(self.longitude))
+        return self.space.shape
+
+    @property
+    def latitude(self) -> np.ndarray:
+        """Degrees north, (H,), or (H, W) on a curvilinear grid, in stored order; empty where there is none."""
+        return self.space.latitude
+
+    @property
+    def longitude(self) -> np.ndarray:
+        """Degrees east, (W,), or (H, W) on a curvilinear grid, in stored order; empty where there is none."""
+        return self.space.longitude
+
+    @property
+    def periodic(self) -> bool:
+        """The last dimension of space closes the circle; on a grid that is longitude."""
+        return bool(self.space.periodic) and self.space.periodic[-1]
+
+    @property
+    def steps_per_series(self) -> int:
+        """Time steps of one member or trajectory; all of them without such a dimension."""
+        return len(self.time) // self.repeats
+
+    def segments(self, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], slice, slice]]:
+        """Steps as pieces of single series: number along each dimension of `series`, its steps, places in the range."""
+        length = self.steps_per_series
+        shape = tuple(self.ds.sizes[dim] for dim in self.series)
+        step = start
+        while step < stop:
+            number, first = divmod(step, length)
+            last = min(length, first + stop - step)
+            index = tuple(int(i) for i in np.unravel_index(number, shape)) if shape else ()
+            yield index, slice(first, last), slice(step - start, step - start + last - first)
+            step += last - first
+
+    def step_of(self, times: pd.Index, series: np.ndarray | None = None) -> np.ndarray:
+        """Steps with these times, of the series with these numbers (the first if not given); -1 where there is none."""
+        step = np.asarray(self.time[: self.steps_per_series].get_indexer(times))
+        return step if series is None else np.where(step < 0, -1, step + np.asarray(series) * self.steps_per_series)
 
     def __repr__(self) -> str:
-        span = f"{time_label(self.time, 0)} to {time_label(self.time, len(self) - 1)}"
-        grid = f"{len(self.latitude)} x {len(self.longitude)}"
-        steps = f"{len(self)} steps of {describe_hours(self.cadence)}"
+        length = self.steps_per_series
+        span = f"{time_label(self.time, 0)} to {time_label(self.time, length - 1)}"
+        repeats = f" in each of {self.repeats} series" if self.series else ""
         name = os.path.basename(self.source.rstrip("/"))
-        return f"<Archive {name}: {steps}, {span}, {len(self.channels)} channels on {grid}>"
+        places = f"{len(self.channels)} channels on {self.space.describe()}"
+        return f"<Archive {name}: {length} steps of {describe_hours(self.cadence)}{repeats}, {span}, {places}>"
 
     def _repr_html_(self) -> str:
         channels = ", ".join(channel.name for channel in self.channels)
@@ -109,25 +152,30 @@ class Archive:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read the time steps ``start`` to ``stop`` (exclusive), and nothing else.
 
-        Returns shape (stop - start, V, H, W), float32, C-contiguous, in the archive's units, NaN where missing; the
-        order of latitude and longitude is the stored one, the order of dimensions always this one.
+        Returns shape (stop - start, V, *space), float32, C-contiguous, in the archive's units, NaN where missing; the
+        order along each dimension is the stored one, the order of dimensions always this one.
         """
         start, stop = self.check_range(start, stop)
-        shape = (stop - start, len(self.channels), *self.shape)
-        out = np.empty(shape, dtype=np.float32)
-        first = 0
-        for name in self.variables:
-            try:
-                self.check_storage(name)
-                values = self._read_variable(name, start, stop)
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise self.damaged(name, start, stop, error) from error
-            with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which the statistics then report
-                out[:, first : first + values.shape[1]] = values
-            first += values.shape[1]
+        out = np.empty((stop - start, len(self.channels), *self.shape), dtype=np.float32)
+        for index, steps, place in self.segments(start, stop):
+            first = 0
+            for name in self.variables:
+                try:
+                    self.check_storage(name)
+                    values = self._read_variable(name, index, steps)
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    raise self.damaged(name, start, stop, error) from error
+                with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which the statistics then report
+                    out[place, first : first + values.shape[1]] = values
+                first += values.shape[1]
         return out
+
+    def read_static(self) -> np.ndarray:
+        """The static variables, shape (len(static), *space), float32, NaN where missing."""
+        fields = [self.ds[name].transpose(*self.space.dims).values for name in self.static]
+        return np.stack(fields).astype(np.float32) if fields else np.empty((0, *self.shape), dtype=np.float32)
 
     def check_range(self, start: int, stop: int) -> tuple[int, int]:
         """The range as plain integers; refused where it is empty or reaches outside of the archive."""
@@ -154,23 +202,23 @@ class Archive:
         if self.format.startswith("zarr") and "://" not in self.source:
             os.stat(os.path.join(self.source, name))
 
-    def _read_variable(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Values of one variable, shape (stop - start, levels or 1, H, W), in the dtype that it decodes to."""
+    def _read_variable(self, name: str, index: tuple[int, ...], steps: slice) -> np.ndarray:
+        """Values of one variable in one series, shape (steps, levels or 1, *space), in the dtype that it decodes to."""
         variable = self.ds[name].variable
-        wanted = [self.axes[role] for role in ("time", "level", "latitude", "longitude") if role in self.axes]
+        wanted = [self.axes["time"], *([self.axes["level"]] if "level" in self.axes else []), *self.space.dims]
         indexers: dict[str, int | slice] = {str(dim): 0 for dim in variable.dims if dim not in wanted}
-        indexers[self.axes["time"]] = slice(start, stop)
+        indexers |= dict(zip(self.series, index, strict=True)) | {self.axes["time"]: steps}
         selected = variable.isel(indexers)
         # One thread for dask: netCDF4 crashes under several, even with a handle each.
         values = selected.values if selected.chunks is None else selected.data.compute(scheduler="synchronous")
         values = values.transpose([selected.dims.index(dim) for dim in wanted if dim in selected.dims])
-        return values if values.ndim == 4 else values[:, None]
+        return values if values.ndim == 2 + len(self.shape) else values[:, None]
 
 
 def open_archive(
     source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, variables: Sequence[str] | None = None
 ) -> Archive:
-    """Open an archive of fields on a latitude-longitude grid; nothing but the coordinates is read.
+    """Open an archive of fields on a grid or in a box, or of series at stations; only coordinates are read.
 
     Parameters
     ----------
@@ -190,53 +238,86 @@ def open_archive(
     >>> archive.read(0, 2).shape, archive.cadence, archive.periodic
     ((2, 1, 3, 4), 24.0, True)
     """
-    archive = open_in_any_order(source)
+    archive = open_in_any_order(source, variables)
     if not isinstance(source, Archive):
-        check_time(archive.source, archive.axes["time"], archive.time, archive.hours)
+        length = archive.steps_per_series
+        check_time(archive.source, archive.axes["time"], archive.time[:length], archive.hours[:length])
     return archive if variables is None else _with_variables(archive, variables)
 
 
-def open_in_any_order(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive) -> Archive:
+def open_in_any_order(
+    source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, variables: Sequence[str] | None = None
+) -> Archive:
     """Open without a check of the times; only for ``inspect``, which reports what is wrong with them."""
     if isinstance(source, Archive):
         return source
     ds, name, storage, files = open_store(source)
-    found = {role: axis for role in ROLES if (axis := find_axis(ds, role)) is not None}
-    require_axes(ds, name, found)
-    axes = {role: axis.dim for role, axis in found.items()}
-    ds, time, calendar = decode_time(ds, name, found["time"])
-    hours = hours_since_first(time, ds, found["time"])
-    longitude, periodic = longitude_of(ds, name, found["longitude"])
+    axes = find_axes(_relevant(ds, variables), name)
+    ds, time, calendar = decode_time(ds, name, axes.found["time"])
+    hours = hours_since_first(time, ds, axes.found["time"])
+    space = find_space(ds, name, axes.found, axes.rest)
+    repeats = math.prod(ds.sizes[dim] for dim in axes.series)
     archive = Archive(
         ds=ds,
         source=name,
         format=storage,
         files=files,
-        axes=axes,
+        axes=_dims_by_role(axes, space),
+        space=space,
+        series=axes.series,
+        repeats=repeats,
         variables=(),
         channels=(),
-        time=time,
-        hours=hours,
+        static=tuple(
+            str(n) for n, f in ds.data_vars.items() if f.dtype.kind in "fiu" and set(f.dims) == set(space.dims)
+        ),
+        time=_repeated(time, repeats),
+        hours=np.tile(hours, repeats),
         cadence=float(np.median(np.diff(hours))) if len(hours) > 1 else float("nan"),
         calendar=calendar,
-        latitude=latitude_of(ds, name, found["latitude"]),
-        longitude=longitude,
-        periodic=periodic,
         chunk_steps=len(time),
     )
     return _with_variables(archive, None)
 
 
+def _relevant(ds: xr.Dataset, variables: Sequence[str] | None) -> xr.Dataset:
+    """The dataset without variables that nobody asked for: they have no say in what its axes are."""
+    wanted = [variables] if isinstance(variables, str) else variables
+    if not wanted or any(name not in ds.data_vars for name in wanted):
+        return ds
+    return ds.drop_vars([name for name in ds.data_vars if name not in wanted])
+
+
+def _dims_by_role(axes: Axes, space: Space) -> dict[str, str]:
+    roles: dict[str, str] = {role: axes.found[role].dim for role in ("time", "level") if role in axes.found}
+    if space.kind == "grid":
+        roles |= dict(zip(("y", "x") if space.curvilinear else ("latitude", "longitude"), space.dims, strict=True))
+    elif space.kind == "stations":
+        roles |= dict(zip(("station",), space.dims, strict=False))  # a single place has no dimension
+    else:
+        roles |= {dim: dim for dim in space.dims}
+    return roles | {role_of_series(dim): dim for dim in axes.series}
+
+
+def _is_static(field: xr.DataArray, space: Space) -> bool:
+    return bool(space.dims) and field.dtype.kind in "fiu" and set(field.dims) == set(space.dims)
+
+
+def _repeated(time: pd.Index, repeats: int) -> pd.Index:
+    return time if repeats == 1 else time[np.tile(np.arange(len(time)), repeats)]
+
+
 def _with_variables(archive: Archive, requested: Sequence[str] | None) -> Archive:
     """The archive restricted to the requested variables, or to all gridded ones."""
     ds, axes, source = archive.ds, archive.axes, archive.source
-    reasons = {str(name): why_not_gridded(ds[name], axes) for name in ds.data_vars}
+    reasons = {str(name): why_not_used(archive, str(name)) for name in ds.data_vars}
     gridded = [name for name, reason in reasons.items() if reason is None]
     if not gridded:
         found = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:4]) or "it holds no variables"
+        needed = ", ".join((axes["time"], *archive.space.dims))
         raise UserError(
-            f"no variable of {source} is numeric and lies on ({axes['time']}, {axes['latitude']}, "
-            f"{axes['longitude']}): {found}; select one field, for example with ds.isel(...), or convert it to numbers."
+            f"no variable of {source} is numeric and lies on ({needed}): {found}; select one field, for example with "
+            "ds.isel(...), or convert it to numbers."
         )
     if archive.format.startswith("zarr"):
         gridded.sort()  # a store lists its arrays in the order of the file system, which differs between machines
@@ -257,16 +338,18 @@ def _with_variables(archive: Archive, requested: Sequence[str] | None) -> Archiv
     return replace(archive, variables=tuple(names), channels=channels, chunk_steps=max(1, steps))
 
 
-def why_not_gridded(field: xr.DataArray, axes: Mapping[str, str]) -> str | None:
-    """Why a variable is no field on time, latitude and longitude; None when it is one."""
+def why_not_used(archive: Archive, name: str) -> str | None:
+    """Why a variable is no field on time and all dimensions of space; None when it is one."""
+    field = archive.ds[name]
     if field.dtype.kind not in "fiu":
         return f"has dtype {field.dtype}, not numbers"
-    required = [axes[role] for role in ("time", "latitude", "longitude")]
+    required = [archive.axes["time"], *archive.space.dims, *archive.series]
     absent = [dim for dim in required if dim not in field.dims]
     if absent:
         return f"lacks dimension {', '.join(absent)} (it has {', '.join(map(str, field.dims)) or 'none'})"
     # A dimension of length one (a surface level, an experiment version) carries nothing and is dropped on reading.
-    extra = [str(dim) for dim in field.dims if dim not in axes.values() and field.sizes[dim] != 1]
+    known = {*required, archive.axes.get("level")}
+    extra = [str(dim) for dim in field.dims if dim not in known and field.sizes[dim] != 1]
     if extra:
         return f"has the further dimension {extra[0]} of size {field.sizes[extra[0]]}: use ds.isel({extra[0]}=0)"
     return None

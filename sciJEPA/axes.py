@@ -2,11 +2,11 @@
 
 What arrives: an ``xr.Dataset`` as its author named it. What leaves: the role of each dimension, a decoded and checked
 time axis, degrees of latitude and longitude.
-What we decided against: renaming (people get their own names back), sorting or deduplicating times, and accepting
-projected or curvilinear grids, whose area weights and neighbours we would get wrong.
+What we decided against: renaming (people get their own names back), and sorting or deduplicating times.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -27,6 +27,9 @@ USUAL_NAMES = {
         *("model_level", "hybrid", "height", "altitude", "depth"),
     ),
 }
+MEMBER_NAMES = ("member", "members", "number", "realization", "realisation", "ensemble", "ens", "ensemble_member")
+SERIES_NAMES = (*MEMBER_NAMES, "trajectory", "trajectories", "simulation", "sample", "run", "case", "episode")
+STATION_NAMES = ("station", "stations", "site", "sites", "sensor", "sensors", "location", "point", "points", "buoy")
 # CF attributes are found by cf_xarray. A plain "axis: Y" may be a projected coordinate in metres, so for latitude and
 # longitude only the meaning of a coordinate counts (standard_name, units), not its axis.
 CF_KEYS = {"time": ("time", "T"), "latitude": ("latitude",), "longitude": ("longitude",), "level": ("vertical", "Z")}
@@ -61,21 +64,81 @@ def find_axis(ds: xr.Dataset, role: str) -> Axis | None:
     return best
 
 
-def require_axes(ds: xr.Dataset, source: str, found: Mapping[str, Axis]) -> None:
-    """Refuse a dataset without time, latitude or longitude, and say what it has instead."""
+def role_of_series(dim: str) -> str:
+    """``member`` for a dimension of an ensemble, its own name for others."""
+    return "member" if dim.lower() in MEMBER_NAMES else dim
+
+
+class Axes(NamedTuple):
+    """Axes by role, dimensions that count repetitions (members, trajectories), and dimensions without a role."""
+
+    found: dict[str, Axis]
+    series: tuple[str, ...]
+    rest: tuple[str, ...]
+
+
+def find_axes(ds: xr.Dataset, source: str) -> Axes:
+    """Which dimensions of a dataset are time, level, places and series; refused without time."""
+    found = {role: axis for role in ROLES if (axis := find_axis(ds, role)) is not None}
+    if not {"latitude", "longitude"} <= set(found):
+        curvilinear = {role: axis for role in ("latitude", "longitude") if (axis := _two_dimensional(ds, role))}
+        found |= curvilinear if len(curvilinear) == 2 else {}
+    _require_axes(ds, source, found)
+    fields = [field for field in ds.data_vars.values() if found["time"].dim in field.dims]
+    used = list(dict.fromkeys(str(dim) for field in sorted(fields, key=lambda f: -f.ndim) for dim in field.dims))
+    repeated = {dim for dim in used if dim.lower() in SERIES_NAMES or _standard_name(ds, dim) == "realization"}
+    repeated = {dim for dim in repeated if ds.sizes[dim] > 1}
+    # Of variables with and without members, the majority decides.
+    counted = Counter(tuple(str(dim) for dim in field.dims if dim in repeated) for field in fields)
+    series = max(counted, key=lambda dims: (counted[dims], -len(dims)), default=())
+    places = {dim for role in ("latitude", "longitude") if role in found for dim in ds[found[role].coordinate].dims}
+    if "latitude" not in found and "level" in found and found["level"].dim.lower() == "z":
+        del found["level"]  # the third dimension of a box
+    known = {axis.dim for axis in found.values()} | repeated | places
+    rest = [dim for dim in used if dim not in known and ds.sizes[dim] > 1]
+    if "latitude" not in found and len(rest) == 1 and _is_station(ds, rest[0]):
+        found["station"] = Axis(rest.pop(), "")
+    return Axes(found, series, tuple(rest))
+
+
+def _two_dimensional(ds: xr.Dataset, role: str) -> Axis | None:
+    """Latitude or longitude of a curvilinear grid."""
+    described = [str(name) for name in ds.cf.coordinates.get(role, [])]
+    usual = [str(name) for name in ds.variables if str(name).lower() in (*USUAL_NAMES[role], f"nav_{role[:3]}")]
+    for name in (*described, *usual):
+        if name in ds.variables and ds[name].ndim == 2:
+            return Axis(str(ds[name].dims[0]), name)
+    return None
+
+
+def _is_station(ds: xr.Dataset, dim: str) -> bool:
+    """Whether a dimension counts stations: by its name, by names along it, or by CF's ``cf_role``."""
+    labelled = dim in ds.coords and ds[dim].dtype.kind in "OSU"
+    roles = {str(field.attrs.get("cf_role")) for field in ds.variables.values() if dim in field.dims}
+    return dim.lower() in STATION_NAMES or labelled or "timeseries_id" in roles
+
+
+def station_names(ds: xr.Dataset, dim: str) -> tuple[str, ...]:
+    """Names along a dimension: those with the role ``timeseries_id``, else the dimension's own labels, else numbers."""
+    for name, field in ds.variables.items():
+        if field.dims == (dim,) and (field.attrs.get("cf_role") == "timeseries_id" or name == dim):
+            values = field.values
+            return tuple(value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist())
+    return tuple(map(str, range(ds.sizes[dim])))
+
+
+def _standard_name(ds: xr.Dataset, dim: str) -> str:
+    return str(ds[dim].attrs.get("standard_name", "")) if dim in ds.coords else ""
+
+
+def _require_axes(ds: xr.Dataset, source: str, found: Mapping[str, Axis]) -> None:
+    """Refuse a dataset without time, or with one of latitude and longitude, and say what it has instead."""
     dims = ", ".join(f"{dim} ({size})" for dim, size in ds.sizes.items()) or "none"
-    for role in ("time", "latitude", "longitude"):
+    places = [role for role in ("latitude", "longitude") if role in found]
+    for role in ("time", *(("latitude", "longitude") if places else ())):
         axis = found.get(role)
         if axis is not None and (role == "time" or axis.coordinate in ds.variables):
             continue
-        wide = [name for name in ds.variables if str(name).lower() in USUAL_NAMES[role] and ds[name].ndim == 2]
-        if wide:
-            on = ", ".join(map(str, ds[wide[0]].dims))
-            raise UserError(
-                f"{source} is on a curvilinear grid ({wide[0]} has the dimensions {on}), "
-                f"but sciJEPA needs {role} along one dimension; regrid it to a latitude-longitude grid first "
-                f"(for example with xESMF or cdo remapbil)."
-            )
         extra = ""
         if role == "time" and any(str(name).lower() in USUAL_NAMES["time"] for name in ds.variables):
             extra = " (its time is a single value; ds.expand_dims makes it a dimension)"
@@ -210,12 +273,13 @@ def _degrees(ds: xr.Dataset, source: str, axis: Axis) -> np.ndarray:
 
 
 def level_of(ds: xr.Dataset) -> np.ndarray:
-    """Values of the level axis, shape (levels,), in its own units; 0, 1, ... where it holds no numbers."""
+    """Values of the level axis, shape (levels,): pressure in hPa, others in their own units; 0, 1, ... if no numbers."""
     axis = find_axis(ds, "level")
     if axis is None:
         return np.zeros(0)
     if axis.coordinate in ds.variables and ds[axis.coordinate].dtype.kind in "fiu":
-        return ds[axis.coordinate].values.astype(np.float64)
+        in_pascal = str(ds[axis.coordinate].attrs.get("units", "")).strip().lower() in ("pa", "pascal", "pascals")
+        return ds[axis.coordinate].values.astype(np.float64) / (100.0 if in_pascal else 1.0)
     return np.arange(ds.sizes[axis.dim], dtype=np.float64)
 
 

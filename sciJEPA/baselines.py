@@ -1,10 +1,11 @@
 """The controls: what a reviewer would ask for, fitted on the same training times and judged on the same test times.
 
 Arrives: a reader of standardised anomalies, issue steps and leads. Leaves: objects whose `predict(steps)` gives, for
-each lead, standardised anomalies (len(steps), V H W), like a probe's. Missing values at the issue time count as
+each lead, standardised anomalies (len(steps), V * places), like a probe's. Missing values at the issue time count as
 climatology.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,12 +23,12 @@ class Forecaster(Protocol):
     """Anything that forecasts: a control or a fitted probe."""
 
     def predict(self, times: np.ndarray) -> list[np.ndarray]:
-        """For each lead, standardised anomalies (len(times), V H W) forecast at these issue steps."""
+        """For each lead, standardised anomalies (len(times), V * places) forecast at these issue steps."""
         ...
 
 
 def fields(reader: WindowReader, shift: int = 0) -> Rows:
-    """Standardised anomalies `shift` steps after each issue step, flattened to (V H W)."""
+    """Standardised anomalies `shift` steps after each issue step, flattened to (V * places)."""
 
     def read(steps: np.ndarray) -> np.ndarray:
         return reader.read(steps + shift, 1).values.numpy().reshape(len(steps), -1)
@@ -46,7 +47,7 @@ def windows(reader: WindowReader, context: int) -> Rows:
 
 def _points(reader: WindowReader) -> int:
     archive = reader.archive
-    return len(archive.channels) * len(archive.latitude) * len(archive.longitude)
+    return len(archive.channels) * math.prod(archive.shape)
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class Persistence:
         """The anomaly of the issue time's field against the climatology of the valid time."""
         normalizer, time = self.reader.normalizer, self.reader.archive.time
         now = fields(self.reader).read(times)
+        spread = normalizer.spread.reshape(-1, *(1,) * len(self.reader.archive.shape))
         forecasts = []
         for lead in self.leads:
             season = normalizer.climatology(time[times]) - normalizer.climatology(time[times + lead])
-            forecasts.append(now + (season / normalizer.spread[:, None, None]).reshape(len(times), -1))
+            forecasts.append(now + (season / spread).reshape(len(times), -1))
         return forecasts
 
 

@@ -39,9 +39,11 @@ class _Field:
     channels: slice
     levels: bool
     order: tuple[int, ...]
-    """Storage dimension -> its place among (time, level, latitude, longitude), size-1 dimensions left out."""
+    """Storage dimension -> its place among (time, level, *space), others left out."""
     extra: tuple[int, ...]
-    """Storage dimensions of size 1 that the output does not have."""
+    """Storage dimensions that the output does not have: of size 1, or of members or trajectories."""
+    series: tuple[int, ...]
+    """Storage dimensions of members or trajectories, in the order of the archive."""
     time: int
     """Storage dimension of time."""
     decode: Decode | None
@@ -52,11 +54,13 @@ class _Field:
         view = out[:, self.channels] if self.levels else out[:, self.channels.start]
         return np.expand_dims(view.transpose(self.order), self.extra)
 
-    def tasks(self, start: int, stop: int) -> Iterator[list[Place]]:
-        """Chunks that hold steps of the range, in groups for the pool."""
+    def tasks(self, index: tuple[int, ...], steps: slice) -> Iterator[list[Place]]:
+        """Chunks that hold these steps of one series, in groups for the pool."""
         axes = []
+        bounds = {self.time: (steps.start, steps.stop)}
+        bounds |= {axis: (number, number + 1) for axis, number in zip(self.series, index, strict=True)}
         for axis, (size, chunk) in enumerate(zip(self.stored.shape, self.stored.chunks, strict=True)):
-            low, high = (start, stop) if axis == self.time else (0, size)
+            low, high = bounds.get(axis, (0, size))
             axes.append([_cut(number, chunk, low, high) for number in range(low // chunk, (high - 1) // chunk + 1)])
         places = itertools.product(*axes)
         while group := list(itertools.islice(places, max(1, TASK_BYTES // self.stored.chunk_bytes))):
@@ -141,8 +145,9 @@ class ChunkReader:
             raise UserError(f"out must be a writeable float32 array of shape {shape}, got {out.dtype} {out.shape}.")
         running: list[tuple[str, Future[None]]] = []
         try:
-            for field in self._fields:
-                self._start(field, start, stop, out, running)
+            for index, steps, place in self.archive.segments(start, stop):
+                for field in self._fields:
+                    self._start(field, index, steps, out[place], running)
             if self._others is not None:
                 out[:, self._other_channels] = self._others.read(start, stop)
             for name, future in running:
@@ -154,12 +159,17 @@ class ChunkReader:
         return out
 
     def _start(
-        self, field: _Field, start: int, stop: int, out: np.ndarray, running: list[tuple[str, Future[None]]]
+        self,
+        field: _Field,
+        index: tuple[int, ...],
+        steps: slice,
+        out: np.ndarray,
+        running: list[tuple[str, Future[None]]],
     ) -> None:
         """Hand the chunks of a variable to the pool, once its storage is known to be there."""
         pool, target = self._threads(), field.in_storage_order(out)
         running.append((field.name, pool.submit(self.archive.check_storage, field.name)))
-        for group in field.tasks(start, stop):
+        for group in field.tasks(index, steps):
             running.append((field.name, pool.submit(self._decode, field, group, target)))
 
     def _threads(self) -> ThreadPoolExecutor:
@@ -228,8 +238,9 @@ def _direct_fields(archive: Archive) -> tuple[_Field, ...]:
 
 def _field(archive: Archive, name: str, stored: StoredArray) -> _Field:
     variable = archive.ds[name].variable
-    roles = [archive.axes[role] for role in ("time", "level", "latitude", "longitude") if role in archive.axes]
-    wanted = [dim for dim in roles if dim in variable.dims]
+    level = archive.axes.get("level")
+    levels = level in variable.dims
+    wanted = [archive.axes["time"], *([level] if levels else []), *archive.space.dims]
     if variable.shape != stored.shape or variable.chunks is not None:
         raise Unsupported("the dataset is not what lies on disk")
     decode, fill = _cf_decoding(name, variable, stored)
@@ -238,9 +249,10 @@ def _field(archive: Archive, name: str, stored: StoredArray) -> _Field:
         name=name,
         stored=stored,
         channels=slice(channels[0], channels[-1] + 1),
-        levels=len(wanted) == 4,
+        levels=levels,
         order=tuple(wanted.index(str(dim)) for dim in variable.dims if dim in wanted),
         extra=tuple(axis for axis, dim in enumerate(variable.dims) if dim not in wanted),
+        series=tuple(variable.dims.index(dim) for dim in archive.series),
         time=variable.dims.index(archive.axes["time"]),
         decode=decode,
         fill=fill,

@@ -108,7 +108,7 @@ def _pictures(model: Model, path: Path, out: Path) -> None:
         return
     plot_training(pd.read_csv(out / "metrics.csv"), out / "training.png")
     archive = model.open(path)
-    start = split_steps(archive, model.config.data).test[0]
+    start = split_steps(archive, model.config.data).test[0][0]
     masker = Masker(model.jepa.tokenizer.grid, model.config.masking, model.config.seed)
     fields, role = mask_picture(model, masker, archive, start)
     plot_mask(fields, role, out / "mask.png")

@@ -4,6 +4,7 @@ Arrives: latents of issue times and an archive. Leaves: an `xr.Dataset` with dim
 longitude) under the archive's own names and units.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,9 @@ from sciJEPA.errors import UserError
 from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import Normalizer, fit_normalizer
 from sciJEPA.probes import STRENGTHS, Ridge, Rows
-from sciJEPA.samples import contiguous, window_starts
+from sciJEPA.samples import Ranges, contiguous, window_starts
 from sciJEPA.score_table import lead_days
-from sciJEPA.scores import latitude_weights, rmse
+from sciJEPA.scores import rmse
 
 
 def lead_steps(lead: str, archive: Archive) -> int:
@@ -49,22 +50,21 @@ def lead_label(steps: int, archive: Archive) -> str:
     return f"{hours / 24:g}D" if hours % 24 == 0 else f"{hours:g}H"
 
 
-def issue_steps(archive: Archive, split: tuple[int, int], context: int, horizon: int) -> np.ndarray:
+def issue_steps(archive: Archive, split: Ranges, context: int, horizon: int) -> np.ndarray:
     """Issue steps whose window of `context` steps and whose next `horizon` steps lie in the split without a gap."""
     return window_starts(archive, split, context + horizon) + context - 1
 
 
 def target_weights(archive: Archive) -> np.ndarray:
-    """Area weight of every target (V, H, W), flattened; mean 1."""
-    rows = latitude_weights(archive.latitude)
-    return np.tile(np.repeat(rows, len(archive.longitude)), len(archive.channels))
+    """Area weight of every target (V, *space), flattened; mean 1."""
+    return np.tile(archive.space.weights.ravel(), len(archive.channels))
 
 
 def to_dataset(
     predictions: Sequence[np.ndarray], archive: Archive, normalizer: Normalizer, steps: np.ndarray, leads: Sequence[int]
 ) -> xr.Dataset:
     """Standardised anomalies of each lead, shape (n, V H W), as fields in physical units under the archive's names."""
-    shape = (len(steps), len(archive.channels), len(archive.latitude), len(archive.longitude))
+    shape = (len(steps), len(archive.channels), *archive.shape)
     physical = np.stack(
         [
             normalizer.invert(p.reshape(shape), archive.time[steps + lead])
@@ -78,12 +78,13 @@ def to_dataset(
 def label_fields(physical: np.ndarray, archive: Archive, steps: np.ndarray, leads: Sequence[int]) -> xr.Dataset:
     """Fields (n, leads, V, H, W) in physical units, `leads` steps after the issue steps, under the archive's names."""
     valid = np.stack([np.asarray(archive.time[steps + lead]) for lead in leads], axis=1)
-    space = (archive.axes["latitude"], archive.axes["longitude"])
+    space = archive.space.dims
     coords: dict[str, Any] = {
         "init_time": np.asarray(archive.time[steps]),
         "lead_time": ("lead_time", _lead_values(archive, leads), {"long_name": "time since issue"}),
         "valid_time": (("init_time", "lead_time"), valid),
         **_coordinates_on(archive, space),
+        **series_coordinates(archive, steps, "init_time"),
     }
     variables: dict[str, Any] = {}
     for name in archive.variables:
@@ -111,10 +112,9 @@ def _coordinates_on(archive: Archive, dims: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def row_weights(archive: Archive) -> xr.DataArray:
-    """Area weight of every row of the grid, on the archive's own dimension."""
-    # From the archive and not from ds[dim]: the degrees may be in another coordinate, such as lat(y).
-    return xr.DataArray(latitude_weights(archive.latitude), dims=archive.axes["latitude"])
+def place_weights(archive: Archive) -> xr.DataArray:
+    """Area weight of every place, on the archive's own dimensions; mean 1."""
+    return xr.DataArray(archive.space.weights, dims=archive.space.dims)
 
 
 def time_labels(archive: Archive) -> list[str]:
@@ -192,26 +192,24 @@ class ForecastProbe:
         horizon = max(self.leads_)
         steps = _steps_of(latents, archive)
         if validation is None:
-            cut = max(0, len(steps) - max(len(steps) // 8, 2 * horizon))
-            steps, held_out, held_latents = steps[:cut], steps[cut:], latents
+            steps, held_out = _hold_out(steps, archive, horizon)
+            held_latents = latents
         else:
             held_latents, held_out = validation, _steps_of(validation, archive)
             if len(np.intersect1d(steps, held_out)):
                 raise UserError(
                     "validation shares times with the training latents; a strength chosen there is worthless."
                 )
-        # Outcomes of training times may not reach into the validation times, nor those of validation times beyond them.
-        train = _with_outcome(steps[(steps + horizon < held_out.min()) | (steps > held_out.max())], archive, horizon)
-        chosen = _with_outcome(held_out[held_out + horizon <= held_out.max()], archive, horizon)
+        train, chosen = _apart(steps, held_out, archive, horizon)
         for name, kept in (("training", train), ("validation", chosen)):
             if not len(kept):
                 raise UserError(
                     f"no {name} time of {archive.source} is followed by {horizon} steps of the same split without a "
                     "gap; use more times or a shorter lead."
                 )
-        last = int(train[-1]) + horizon
-        first = max(0, int(train[0]) - int(latents.attrs.get("window_steps", 1)) + 1)
-        self.normalizer_ = fit_normalizer(archive, first, last + 1)
+        self.ranges_ = _ranges_of(train, archive, int(latents.attrs.get("window_steps", 1)) - 1, horizon)
+        self.tuned_ranges_ = _ranges_of(held_out, archive, 0, horizon)
+        self.normalizer_ = fit_normalizer(archive, self.ranges_)
         self.archive_ = archive
         self.reader_ = WindowReader(archive, self.normalizer_)
         self.model_id_ = latents.attrs.get("model_id", "")
@@ -253,6 +251,8 @@ class ForecastProbe:
             "trained_from": self.normalizer_.trained_on[0],
             "trained_until": self.normalizer_.trained_on[1],
             "tuned_until": self.tuned_until_,
+            "trained_steps": json.dumps(self.ranges_),
+            "tuned_steps": json.dumps(self.tuned_ranges_),
             "model_trained_until": latents.attrs.get("statistics_from", "").rpartition(" to ")[2],
         }
         return forecast
@@ -281,25 +281,9 @@ def skill(
     """
     archive = open_archive(truth, variables=[str(name) for name in forecast.data_vars])
     steps, leads = _issue_and_leads(forecast, archive)
-    labels = time_labels(archive)
-    wanted = [str(forecast.attrs.get(name)) for name in ("trained_from", "trained_until", "tuned_until")]
-    absent = [label for label in wanted if label not in labels]
-    if absent:
-        raise UserError(
-            f"the forecasts were trained from {wanted[0]} to {wanted[1]}, but {absent[0]} is no time of "
-            f"{archive.source}; pass the archive that the probe was fitted on."
-        )
-    first, last, tuned = (labels.index(label) for label in wanted)
-    # The encoder may have been trained longer than the probe; on another archive's times it saw nothing of this one.
-    encoder = forecast.attrs.get("model_trained_until")
-    seen = max(last, tuned, labels.index(encoder) if encoder in labels else 0)
-    if steps.min() <= seen:
-        raise UserError(
-            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times of probe and "
-            f"model that end at {labels[seen]}; skill there would be hindsight. Predict later times."
-        )
-    reader = WindowReader(archive, fit_normalizer(archive, first, last + 1))
-    train = issue_steps(archive, (first, last + 1), 1, max(leads))
+    trained = _trained_steps(forecast, archive, steps)
+    reader = WindowReader(archive, fit_normalizer(archive, trained))
+    train = issue_steps(archive, trained, 1, max(leads))
     makers: dict[str, Any] = {
         "persistence": lambda: Persistence(reader, leads),
         "climatology": lambda: Climatology(reader, leads),
@@ -317,8 +301,7 @@ def skill(
     observed = label_fields(
         np.stack([truth_fields[steps + lead - span] for lead in leads], axis=1), archive, steps, leads
     ).assign_coords({name: forecast[name] for name in ("init_time", "lead_time")})
-    weights = row_weights(archive)
-    over = (archive.axes["latitude"], archive.axes["longitude"])
+    weights, over = place_weights(archive), archive.space.dims
     rows = []
     for variable in forecast.data_vars:
         errors = {m: rmse(f[variable], observed[variable], weights, over=over) for m, f in methods.items()}
@@ -329,11 +312,44 @@ def skill(
     return pd.concat(rows, ignore_index=True)
 
 
+def _trained_steps(forecast: xr.Dataset, archive: Archive, steps: np.ndarray) -> Ranges:
+    """Steps that the probe was trained on; refused where the forecasts begin within what it or its model has seen."""
+    if archive.repeats > 1:
+        stated = [json.loads(forecast.attrs.get(name, "[]")) for name in ("trained_steps", "tuned_steps")]
+        seen = sum(int(((steps >= start) & (steps < stop)).sum()) for start, stop in [*stated[0], *stated[1]])
+        if seen or not stated[0]:
+            raise UserError(
+                f"{seen} of {len(steps)} forecasts begin within the training and validation steps of their probe, or "
+                "these are unknown; skill there would be hindsight. Predict other series or later times."
+            )
+        return tuple((int(start), int(stop)) for start, stop in stated[0])
+    labels = time_labels(archive)
+    wanted = [str(forecast.attrs.get(name)) for name in ("trained_from", "trained_until", "tuned_until")]
+    absent = [label for label in wanted if label not in labels]
+    if absent:
+        raise UserError(
+            f"the forecasts were trained from {wanted[0]} to {wanted[1]}, but {absent[0]} is no time of "
+            f"{archive.source}; pass the archive that the probe was fitted on."
+        )
+    first, last, tuned = (labels.index(label) for label in wanted)
+    # The encoder may have been trained longer than the probe; on another archive's times it saw nothing of this one.
+    encoder = forecast.attrs.get("model_trained_until")
+    until = max(last, tuned, labels.index(encoder) if encoder in labels else 0)
+    if steps.min() <= until:
+        raise UserError(
+            f"the forecasts begin at {labels[steps.min()]}, within the training and validation times of probe and "
+            f"model that end at {labels[until]}; skill there would be hindsight. Predict later times."
+        )
+    return ((first, last + 1),)
+
+
 def _issue_and_leads(forecast: xr.Dataset, archive: Archive) -> tuple[np.ndarray, list[int]]:
     """Issue steps of a forecast and its leads in steps."""
-    steps = _positions(forecast["init_time"].values, archive)
+    series = _series_numbers(forecast, archive)
+    steps = _positions(forecast["init_time"].values, archive, series)
     valid = forecast["valid_time"].transpose("init_time", "lead_time").values
-    ahead = _positions(valid.ravel(), archive).reshape(valid.shape) - steps[:, None]
+    repeated = None if series is None else np.repeat(series, valid.shape[1])
+    ahead = _positions(valid.ravel(), archive, repeated).reshape(valid.shape) - steps[:, None]
     if not len(steps) or steps.min() < 0 or (ahead < 1).any() or (ahead != ahead[0]).any():
         raise UserError(
             f"the forecast's init_time and valid_time are not times of {archive.source}; pass the archive that the "
@@ -342,24 +358,79 @@ def _issue_and_leads(forecast: xr.Dataset, archive: Archive) -> tuple[np.ndarray
     return steps, ahead[0].tolist()
 
 
-def _positions(times: np.ndarray, archive: Archive) -> np.ndarray:
+def series_coordinates(archive: Archive, steps: np.ndarray, dim: str) -> dict[str, Any]:
+    """Which member or trajectory each step belongs to, under the archive's own names, as coordinates along `dim`."""
+    shape = tuple(archive.ds.sizes[name] for name in archive.series)
+    numbers = np.unravel_index(steps // archive.steps_per_series, shape) if shape else ()
+    return {
+        name: (dim, archive.ds[name].values[index] if name in archive.ds.coords else index)
+        for name, index in zip(archive.series, numbers, strict=True)
+    }
+
+
+def _series_numbers(labelled: xr.Dataset, archive: Archive) -> np.ndarray | None:
+    """The series of each labelled time, from its coordinates; None where the archive has one series."""
+    if not archive.series:
+        return None
+    numbers = []
+    for name in archive.series:
+        own = archive.ds[name].to_index() if name in archive.ds.coords else pd.RangeIndex(archive.ds.sizes[name])
+        numbers.append(own.get_indexer(labelled[name].values))
+    if min(part.min(initial=0) for part in numbers) < 0:
+        raise UserError(f"some of the {', '.join(archive.series)} labels are not those of {archive.source}.")
+    return np.ravel_multi_index(numbers, tuple(archive.ds.sizes[name] for name in archive.series))
+
+
+def _positions(times: np.ndarray, archive: Archive, series: np.ndarray | None = None) -> np.ndarray:
     """Steps of the archive with these times; -1 for those that it lacks."""
     if isinstance(archive.time, xr.CFTimeIndex) and times.dtype.kind == "M":
         # Dates of the standard calendar come back from a store as datetime64.
         dates = pd.DatetimeIndex(times).to_pydatetime()
         calendar = str(archive.time.calendar)
         times = np.array([cftime.datetime(*d.timetuple()[:6], d.microsecond, calendar=calendar) for d in dates])
-    return np.asarray(archive.time.get_indexer(pd.Index(times)))
+    return archive.step_of(pd.Index(times), series)
 
 
 def _steps_of(latents: xr.Dataset, archive: Archive) -> np.ndarray:
-    steps = _positions(latents["time"].values, archive)
+    steps = _positions(latents["time"].values, archive, _series_numbers(latents, archive))
     if (steps < 0).any() or not len(steps):
         raise UserError(
             f"{int((steps < 0).sum())} of {len(steps)} latent times are not times of {archive.source}; embed that "
             "archive, or pass the one that the latents come from."
         )
     return steps
+
+
+def _hold_out(steps: np.ndarray, archive: Archive, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation steps: the last eighth of the series, or of the times where there is one series."""
+    series = steps // archive.steps_per_series
+    numbers = np.unique(series)
+    if len(numbers) > 1:
+        last = series >= numbers[-max(1, len(numbers) // 8)]
+        return steps[~last], steps[last]
+    cut = max(0, len(steps) - max(len(steps) // 8, 2 * horizon))
+    return steps[:cut], steps[cut:]
+
+
+def _apart(steps: np.ndarray, held_out: np.ndarray, archive: Archive, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation steps whose outcomes do not reach into the other's times, nor beyond the validation's."""
+    length = archive.steps_per_series
+    chosen = held_out[held_out % length + horizon <= (held_out % length).max()]
+    shared = bool(np.isin(steps // length, held_out // length).any())
+    local, first, last = steps % length, (held_out % length).min(), (held_out % length).max()
+    train = steps[(local + horizon < first) | (local > last)] if shared else steps
+    return _with_outcome(train, archive, horizon), _with_outcome(chosen, archive, horizon)
+
+
+def _ranges_of(steps: np.ndarray, archive: Archive, before: int, after: int) -> Ranges:
+    """For each series with any of the steps, from `before` the first of them to `after` the last."""
+    length = archive.steps_per_series
+    ranges = []
+    for number in np.unique(steps // length).tolist():
+        own = steps[steps // length == number]
+        start, stop = max(number * length, int(own.min()) - before), int(own.max()) + after + 1
+        ranges.append((start, min(stop, (number + 1) * length)))
+    return tuple(ranges)
 
 
 def _with_outcome(steps: np.ndarray, archive: Archive, horizon: int) -> np.ndarray:

@@ -9,13 +9,14 @@ grade in numbers: the verdict is a sentence, with the command that helps.
 import math
 import os
 import time as clock
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from sciJEPA.archive import Archive, open_in_any_order, why_not_gridded
-from sciJEPA.axes import describe_hours, find_axis, hours_per_number, level_of, time_label
+from sciJEPA.archive import Archive, open_in_any_order, why_not_used
+from sciJEPA.axes import describe_hours, find_axis, hours_per_number, level_of, role_of_series, time_label
 from sciJEPA.errors import UserError
 
 SAMPLED_STEPS = 64
@@ -23,7 +24,6 @@ SECONDS_OF_SAMPLING = 10.0
 SECONDS_OF_TIMING = 1.0
 BYTES_PER_CHUNK = 4_000_000  # what we suggest: large enough to compress well, small enough for random windows
 BOUNDS_DIMS = {"bnds", "bounds", "nv", "nb2", "vertices", "nvertex", "axis_nbounds"}
-OTHER_ROLES = {"member": "member", "number": "member", "realization": "member", "ensemble": "member"}
 
 
 def inspect(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, window: int = 8) -> dict[str, Any]:
@@ -50,11 +50,11 @@ def inspect(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, 
         raise UserError(
             f"{archive.source} has no time steps along {archive.axes['time']}; there is nothing to inspect."
         )
-    window = min(window, len(archive))
+    window = min(window, archive.steps_per_series)
     rate = _samples_per_second(archive, window)  # first, while nothing has been read
     samples, sampled_steps = _sample(archive)
     variables = {name: _describe_variable(archive, name) | samples[name] for name in archive.variables}
-    reasons = {str(name): why_not_gridded(archive.ds[name], archive.axes) for name in archive.ds.data_vars}
+    reasons = {str(name): why_not_used(archive, str(name)) for name in archive.ds.data_vars}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     report: dict[str, Any] = {
         "source": archive.source,
@@ -75,41 +75,66 @@ def inspect(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, 
 
 def _describe_axes(archive: Archive) -> dict[str, dict[str, Any]]:
     ds, axes = archive.ds, archive.axes
-    latitude, longitude = archive.latitude, archive.longitude
-    rising = len(latitude) < 2 or latitude[1] > latitude[0]
     found: dict[str, dict[str, Any]] = {"time": _describe_time(archive)}
-    for role, values in (("latitude", latitude), ("longitude", longitude)):
-        found[role] = {"name": axes[role], "size": len(values), "first": float(values[0]), "last": float(values[-1])}
-    found["latitude"]["order"] = "ascending" if rising else "descending"
-    found["longitude"]["periodic"] = archive.periodic
+    found |= {role: described for role, described in _describe_space(archive)}
     if "level" in axes:
         axis = find_axis(ds, "level")
         units = str(ds[axis.coordinate].attrs.get("units", "")) if axis and axis.coordinate in ds.variables else ""
-        levels = [float(level) for level in level_of(ds)]
+        values = ds[axis.coordinate].values if axis and units else level_of(ds)
+        levels = [float(level) for level in values]
         found["level"] = {"name": axes["level"], "size": len(levels), "values": levels, "units": units}
+    named = {axis["name"] for axis in found.values()}
+    by_dim = {dim: role for role, dim in axes.items()}
     for dim, size in ds.sizes.items():
-        if dim not in axes.values() and str(dim) not in BOUNDS_DIMS:
-            found[OTHER_ROLES.get(str(dim).lower(), str(dim))] = {"name": str(dim), "size": int(size)}
+        if str(dim) not in named and str(dim) not in BOUNDS_DIMS:
+            found[by_dim.get(str(dim), role_of_series(str(dim)))] = {"name": str(dim), "size": int(size)}
     return found
 
 
+def _describe_space(archive: Archive) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dimension of space by its role: its ends, and what lies beyond them."""
+    space = archive.space
+    roles = {dim: role for role, dim in archive.axes.items()}
+    for axis, (dim, size) in enumerate(zip(space.dims, space.shape, strict=True)):
+        described: dict[str, Any] = {"name": dim, "size": size}
+        if space.kind == "box":
+            values = space.coordinates[axis]
+            described |= {"first": float(values[0]), "last": float(values[-1]), "sides": list(space.sides[axis])}
+            described["periodic"] = space.periodic[axis]
+        elif space.kind == "stations":
+            described |= {"names": list(space.names[:20]), "placed": bool(space.latitude.size)}
+        elif not space.curvilinear:
+            values = (space.latitude, space.longitude)[axis]
+            described |= {"first": float(values[0]), "last": float(values[-1])}
+            rising = size < 2 or values[1] > values[0]
+            described |= {"periodic": archive.periodic} if axis else {"order": "ascending" if rising else "descending"}
+        elif axis:
+            described["periodic"] = archive.periodic
+        yield roles.get(dim, dim), described
+    if space.curvilinear:
+        for role, values in (("latitude", space.latitude), ("longitude", space.longitude)):
+            ends = {"first": float(values.min()), "last": float(values.max())}
+            yield role, {"name": role, "size": int(values.size), "curvilinear": True, **ends}
+
+
 def _describe_time(archive: Archive) -> dict[str, Any]:
-    hours = np.sort(archive.hours[np.isfinite(archive.hours)])  # gaps of the series, whatever the order of storage
+    own = archive.hours[: archive.steps_per_series]
+    hours = np.sort(own[np.isfinite(own)])  # gaps of the series, whatever the order of storage
     steps = np.diff(np.unique(hours))
     cadence = float(np.median(steps)) if len(steps) else None
     described: dict[str, Any] = {
         "name": archive.axes["time"],
-        "size": len(archive),
+        "size": len(own),
         "calendar": archive.calendar,
         "cadence": describe_hours(cadence) if cadence is not None else "unknown",
         "cadence_hours": cadence,
         "first": time_label(archive.time, 0),
-        "last": time_label(archive.time, len(archive) - 1),
+        "last": time_label(archive.time, len(own) - 1),
         "gaps": int((steps > 1.5 * cadence).sum()) if cadence is not None else 0,
         "largest_gap_hours": float(steps.max()) if len(steps) else None,
         "duplicates": int(len(hours) - len(np.unique(hours))),
-        "missing": int(len(archive) - len(hours)),
-        "sorted": bool(np.all(np.diff(archive.hours[np.isfinite(archive.hours)]) >= 0)),
+        "missing": int(len(own) - len(hours)),
+        "sorted": bool(np.all(np.diff(own[np.isfinite(own)]) >= 0)),
     }
     if archive.calendar == "none":
         axis = find_axis(archive.ds, "time")
@@ -153,15 +178,15 @@ def _sample(archive: Archive) -> tuple[dict[str, dict[str, float | None]], int]:
     number = min(SAMPLED_STEPS, affordable, len(archive))
     steps = np.unique(np.linspace(0, len(archive) - 1, number).round().astype(int))
     owners = np.array([archive.variables.index(channel.variable) for channel in archive.channels])
-    shape = (len(archive.variables),)
+    shape, places = (len(archive.variables),), tuple(range(1, 1 + len(archive.shape)))
     total, missing, low, high = np.zeros(shape), np.zeros(shape), np.full(shape, np.inf), np.full(shape, -np.inf)
     for step in steps:
         values = archive.read(int(step), int(step) + 1)[0]
         absent = np.isnan(values)
         np.add.at(total, owners, float(values[0].size))
-        np.add.at(missing, owners, absent.sum(axis=(1, 2)))
-        np.minimum.at(low, owners, np.where(absent, np.inf, values).min(axis=(1, 2)))
-        np.maximum.at(high, owners, np.where(absent, -np.inf, values).max(axis=(1, 2)))
+        np.add.at(missing, owners, absent.sum(axis=places))
+        np.minimum.at(low, owners, np.where(absent, np.inf, values).min(axis=places))
+        np.maximum.at(high, owners, np.where(absent, -np.inf, values).max(axis=places))
     described: dict[str, dict[str, float | None]] = {}
     for index, name in enumerate(archive.variables):
         extremes = {"minimum": low[index], "maximum": high[index]}
@@ -175,7 +200,8 @@ def _samples_per_second(archive: Archive, window: int) -> float:
     random = np.random.default_rng(0)
     begin, reads = clock.perf_counter(), 0
     while reads < 2 or (clock.perf_counter() - begin < SECONDS_OF_TIMING and reads < 200):
-        start = int(random.integers(0, len(archive) - window + 1))
+        series, length = int(random.integers(archive.repeats)), archive.steps_per_series
+        start = series * length + int(random.integers(0, length - window + 1))
         archive.read(start, start + window)
         reads += 1
     return round(reads / (clock.perf_counter() - begin), 2)
@@ -198,12 +224,12 @@ def _chunks_touched(archive: Archive, name: str, window: int) -> float:
     if chunks is None:
         return 0.0 if archive.ds[name].variable._in_memory else 1.0  # a contiguous variable is one piece
     axis = archive.ds[name].dims.index(archive.axes["time"])
-    starts = np.arange(len(archive) - window + 1)
+    starts = np.arange(archive.steps_per_series - window + 1)
     along = ((starts + window - 1) // chunks[axis] - starts // chunks[axis] + 1).mean()
     across = math.prod(
         math.ceil(size / chunk)
         for dim, (size, chunk) in enumerate(zip(archive.ds[name].shape, chunks, strict=True))
-        if dim != axis
+        if dim != axis and archive.ds[name].dims[dim] not in archive.series
     )
     return float(along) * across
 
@@ -266,7 +292,7 @@ def _verdict_on_chunks(archive: Archive, window: int) -> list[str]:
             small[name] = touched
     if long:
         name, steps = max(long.items(), key=lambda item: item[1])
-        what = f"the whole time series ({steps} steps)" if steps >= len(archive) else f"{steps} steps"
+        what = f"the whole time series ({steps} steps)" if steps >= archive.steps_per_series else f"{steps} steps"
         sentences.append(f"{', '.join(long)}: chunks hold {what}, of which a window of {window} uses few.")
     if small:
         name, touched = max(small.items(), key=lambda item: item[1])
@@ -316,9 +342,14 @@ def _axis_words(role: str, axis: dict[str, Any]) -> str:
         return f"{axis['first']} to {axis['last']}, every {axis['cadence']}, calendar {axis['calendar']}, {faults}"
     if role == "level":
         return f"{', '.join(f'{value:g}' for value in axis['values'][:20])} {axis['units']}".rstrip()
+    if "names" in axis:
+        return ", ".join(axis["names"][:8]) + (", ..." if axis["size"] > 8 else "")
     if "first" not in axis:
         return ""
-    nature = axis.get("order") or ("periodic" if axis["periodic"] else "not periodic")
+    if axis.get("curvilinear"):
+        return f"{axis['first']:g} to {axis['last']:g}, curvilinear"
+    sides = " and ".join(dict.fromkeys(axis["sides"])) if "sides" in axis else None
+    nature = axis.get("order") or sides or ("periodic" if axis["periodic"] else "not periodic")
     return f"{axis['first']:g} to {axis['last']:g}, {nature}"
 
 

@@ -71,7 +71,7 @@ def embed(
         refuse_existing(out)
     archive = model.open(archive)
     context = model.config.data.context
-    starts = window_starts(archive, (0, len(archive)), context)
+    starts = window_starts(archive, ((0, len(archive)),), context)
     grid = model.jepa.tokenizer.grid
     size = len(starts) * grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
     if not len(starts):
@@ -108,7 +108,7 @@ def energy(
         raise UserError(
             "energy needs steps after the issue window, but the model has data.window equal to data.context."
         )
-    starts = window_starts(archive, (0, len(archive)), data.window)
+    starts = window_starts(archive, ((0, len(archive)),), data.window)
     if not len(starts):
         raise UserError(f"{archive.source} has no {data.window} consecutive steps without a gap; there is no energy.")
     device = next(model.jepa.parameters()).device

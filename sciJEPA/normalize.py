@@ -19,6 +19,7 @@ import pandas as pd
 from sciJEPA.archive import Archive
 from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
+from sciJEPA.samples import Ranges
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2
@@ -160,8 +161,8 @@ def harmonic_basis(time: pd.Index, annual: int, daily: int) -> np.ndarray:
     return np.stack([np.ones(len(time)), *waves], axis=1)
 
 
-def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
-    """Climatology and spread of the steps start to stop (the training split), in one pass over them.
+def fit_normalizer(archive: Archive, split: Ranges) -> Normalizer:
+    """Climatology and spread of the ranges of steps in `split` (training), in one pass over them.
 
     The seasonal cycle is fitted where the steps span two years or more, the daily cycle where the cadence is below 12
     hours.
@@ -172,13 +173,12 @@ def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
         For a variable that is missing everywhere, constant, or not finite.
     """
     seasonal = archive.calendar != "none"
-    span = archive.hours[stop - 1] - archive.hours[start] + archive.cadence
+    span = max(archive.hours[stop - 1] - archive.hours[start] for start, stop in split) + archive.cadence
     annual = ANNUAL_HARMONICS if seasonal and span >= TWO_YEARS else 0
     daily = DAILY_HARMONICS if seasonal and archive.cadence < 12 else 0
-    basis = harmonic_basis(archive.time[start:stop], annual, daily)
     shape = (len(archive.channels), *archive.shape)
-    moments = _Moments(basis.shape[1], shape)
-    for first, fields in read_blocks(archive, start, stop):
+    moments = _Moments(1 + 2 * annual + 2 * daily, shape)
+    for first, fields in (block for start, stop in split for block in read_blocks(archive, start, stop)):
         flat = fields.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             doubtful = not np.isfinite(np.dot(flat, flat))  # one pass without a temporary
@@ -188,10 +188,10 @@ def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
                 f"{infinite.name} of {archive.source} has infinite values in the training split; mask them, for "
                 "example with ds.where(np.isfinite(ds))."
             )
-        moments.add(basis[first - start : first - start + len(fields)], fields)
+        moments.add(harmonic_basis(archive.time[first : first + len(fields)], annual, daily), fields)
     coefficients, variance, count = moments.solve()
     total = count.sum(axis=(1, 2))
-    steps = stop - start
+    steps = sum(stop - start for start, stop in split)
     for channel, seen, squares in zip(archive.channels, total, variance, strict=True):
         if seen == 0:
             raise UserError(
@@ -203,7 +203,7 @@ def fit_normalizer(archive: Archive, start: int, stop: int) -> Normalizer:
                 f"{channel.name} of {archive.source} does not vary in time in the {steps} training steps, so it cannot "
                 "be standardised or forecast; leave it out with data.variables."
             )
-    labels = (str(archive.time[start]), str(archive.time[stop - 1]))
+    labels = (str(archive.time[split[0][0]]), str(archive.time[split[-1][1] - 1]))
     missing = 1 - total / (steps * shape[1] * shape[2])
     return Normalizer(coefficients, np.sqrt(variance).astype(np.float32), missing, annual, daily, labels)
 

@@ -27,7 +27,7 @@ from sciJEPA.forecast import (
     issue_steps,
     lead_label,
     lead_steps,
-    row_weights,
+    place_weights,
     target_weights,
     time_labels,
     to_dataset,
@@ -36,7 +36,7 @@ from sciJEPA.hub import Model, load, random_model
 from sciJEPA.latents import MEMORY_LIMIT, embed, time_encoding
 from sciJEPA.loader import WindowReader
 from sciJEPA.probes import Ridge, Rows, row_blocks
-from sciJEPA.samples import Splits, split_steps
+from sciJEPA.samples import Splits, split_steps, splits_series
 from sciJEPA.scores import MethodErrors, anomaly_correlation, score_rows, squared_error
 
 ALWAYS = ("persistence", "climatology")
@@ -122,8 +122,10 @@ def probe(
 
 def refuse_leakage(model: Model, archive: Archive, splits: Splits) -> None:
     """Refuse to judge a model on times from which its weights or statistics come."""
+    if splits_series(archive, model.config.data):
+        return  # whole series: those of training are never those of validation or test
     labels = time_labels(archive)
-    judged_from = labels[splits.validation[0]]
+    judged_from = labels[splits.validation[0][0]]
     trained_from, trained_until = model.normalizer.trained_on
     if _is_number(trained_until) != _is_number(judged_from):
         return  # dates and plain numbers: other times altogether
@@ -222,9 +224,8 @@ class _Panel:
     def judge(self, name: str, method: Forecaster) -> list[MethodErrors]:
         """Per-time statistics of one method, block by block of issue times, in physical units."""
         archive, normalizer = self.archive, self.model.normalizer
-        space = (archive.axes["latitude"], archive.axes["longitude"])
-        weights = row_weights(archive)
-        shape = (-1, len(archive.channels), len(archive.latitude), len(archive.longitude))
+        space, weights = archive.space.dims, place_weights(archive)
+        shape = (-1, len(archive.channels), *archive.shape)
         squares: list[list[np.ndarray]] = [[] for _ in self.leads]
         ratios: list[list[np.ndarray]] = [[] for _ in self.leads]
 

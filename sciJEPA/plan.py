@@ -46,7 +46,7 @@ def describe_run(config: RunConfig) -> dict[str, Any]:
     return {
         "archive": archive.source,
         "channels": [channel.name for channel in archive.channels],
-        "grid": [len(archive.latitude), len(archive.longitude)],
+        "space": list(archive.shape),
         "windows": windows,
         "tokens": {"context": grid.context_times * grid.per_time, "window": grid.count},
         "patch_values": len(archive.channels) * jepa.tokenizer.patch_size,

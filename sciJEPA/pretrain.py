@@ -70,7 +70,7 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     splits = split_steps(archive, config.data)
     spec = grid_spec(archive, config)
     jepa = build_jepa(config, spec)
-    normalizer = fit_normalizer(archive, *splits.train)
+    normalizer = fit_normalizer(archive, splits.train)
     reader = WindowReader(archive, normalizer, memory_mb=config.data.memory_mb)
     masker = Masker(jepa.tokenizer.grid, config.masking, config.seed)
     data = _Batches(config, reader, masker, splits)

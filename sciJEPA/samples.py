@@ -26,7 +26,10 @@ class DataConfig:
     context: int = 4
     """Steps of the issue window: what the encoder sees when a forecast is made."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    """Chronological shares of training, validation and test."""
+    """Shares of training, validation and test."""
+    split_by: str = "auto"
+    """time: chronological, the same dates of every member; series: whole trajectories, those with equal parameters
+    together; auto: series for trajectories, time for everything else, members of an ensemble included."""
     validation_start: str | None = None
     """First validation time; with test_start it replaces `split`."""
     test_start: str | None = None
@@ -42,6 +45,8 @@ class DataConfig:
                 f"data.context must lie between 1 and data.window, got {self.context} and {self.window}; usual values "
                 "are 4 and 8."
             )
+        if self.split_by not in ("auto", "time", "series"):
+            raise UserError(f"data.split_by must be auto, time or series, got '{self.split_by}'.")
         if min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-6:
             raise UserError(f"data.split needs three positive shares that sum to 1, got {list(self.split)}.")
         if (self.validation_start is None) != (self.test_start is None):
@@ -50,47 +55,113 @@ class DataConfig:
             raise UserError(f"data.gap and data.memory_mb must not be negative, got {self.gap} and {self.memory_mb}.")
 
 
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges of steps (start, stop), in order, each within one series."""
+
+
 @dataclass(frozen=True)
 class Splits:
-    """Step ranges (start, stop) of the three splits; they share no step."""
+    """Step ranges of the three splits; they share no step."""
 
-    train: tuple[int, int]
-    validation: tuple[int, int]
-    test: tuple[int, int]
+    train: Ranges
+    validation: Ranges
+    test: Ranges
 
 
 def split_steps(archive: Archive, config: DataConfig) -> Splits:
-    """Chronological splits by share or by date, with a gap before validation and test.
+    """Splits by share or by date, with a gap before validation and test; or of whole series.
 
     Raises
     ------
     UserError
         If the dates are out of order or outside of the archive, or a split is shorter than a window.
     """
-    steps = len(archive)
-    if config.validation_start is None:
-        # Rounded, since 0.7 + 0.1 is not 0.8 in binary and must not move a boundary by a step.
-        cuts = [int(round(share * steps, 6)) for share in (config.split[0], config.split[0] + config.split[1])]
-    else:
-        cuts = [_first_step_from(archive, date) for date in (config.validation_start, str(config.test_start))]
-    splits = Splits((0, cuts[0]), (cuts[0] + config.gap, cuts[1]), (cuts[1] + config.gap, steps))
+    splits = _split_series(archive, config) if splits_series(archive, config) else _split_time(archive, config)
     for name in ("train", "validation", "test"):
-        start, stop = getattr(splits, name)
-        if stop - start < config.window:
+        longest = max((stop - start for start, stop in getattr(splits, name)), default=0)
+        if longest < config.window:
             raise UserError(
-                f"the {name} split of {archive.source} has {max(stop - start, 0)} steps, fewer than data.window of "
+                f"the {name} split of {archive.source} has {max(longest, 0)} steps, fewer than data.window of "
                 f"{config.window}; use a longer archive, a shorter window or another data.split."
             )
     return splits
 
 
+def splits_series(archive: Archive, config: DataConfig) -> bool:
+    """Whether whole series, and not spans of time, make up the splits."""
+    if config.split_by == "auto":
+        return archive.repeats > 1 and "member" not in archive.axes
+    if config.split_by == "series" and archive.repeats == 1:
+        raise UserError(
+            f"data.split_by is series, but {archive.source} has a single series; leave it out to split in time."
+        )
+    return config.split_by == "series"
+
+
+def _split_time(archive: Archive, config: DataConfig) -> Splits:
+    steps = archive.steps_per_series
+    if config.validation_start is None:
+        # Rounded, since 0.7 + 0.1 is not 0.8 in binary and must not move a boundary by a step.
+        cuts = [int(round(share * steps, 6)) for share in (config.split[0], config.split[0] + config.split[1])]
+    else:
+        cuts = [_first_step_from(archive, date) for date in (config.validation_start, str(config.test_start))]
+    bounds = [(0, cuts[0]), (cuts[0] + config.gap, cuts[1]), (cuts[1] + config.gap, steps)]
+    first = range(0, len(archive), steps)
+    return Splits(*(tuple((begin + start, begin + stop) for begin in first) for start, stop in bounds))
+
+
+def _split_series(archive: Archive, config: DataConfig) -> Splits:
+    """Series by the archive's own coordinate ``split``, or by shares of shuffled groups with equal parameters."""
+    own = _own_split(archive)
+    if own is None:
+        group = _parameter_groups(archive)
+        count = int(group.max()) + 1
+        if count < 3:
+            raise UserError(
+                f"{archive.source} has {count} different series, but training, validation and test need one each; set "
+                "data.split_by to time."
+            )
+        cuts = [round(share * count) for share in (config.split[0], config.split[0] + config.split[1])]
+        cuts = [min(max(cuts[0], 1), count - 2), min(max(cuts[1], cuts[0] + 1, 2), count - 1)]
+        # Archives are often sorted by parameter; in that order the test would be an extrapolation.
+        place = np.random.default_rng(0).permutation(count)[group]
+        own = np.digitize(place, cuts)
+    length = archive.steps_per_series
+    parts = (np.flatnonzero(own == number).tolist() for number in range(3))
+    return Splits(*(tuple((number * length, (number + 1) * length) for number in part) for part in parts))
+
+
+def _own_split(archive: Archive) -> np.ndarray | None:
+    """0, 1 or 2 (training, validation, test) for every series where the archive has a coordinate that says so."""
+    if len(archive.series) != 1 or "split" not in archive.ds.coords or archive.ds["split"].dims != archive.series:
+        return None
+    names = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "test": 2}
+    numbers = np.array([names.get(str(name).lower(), -1) for name in archive.ds["split"].values])
+    return numbers if set(numbers.tolist()) >= {0, 1, 2} else None
+
+
+def _parameter_groups(archive: Archive) -> np.ndarray:
+    """A number for every series; series with the same values of all parameters share it."""
+    ds = archive.ds
+    parameters = [
+        ds[name].values.ravel()
+        for name in ds.coords
+        if len(archive.series) == 1 and ds[name].dims == archive.series and name not in archive.series
+        if ds[name].dtype.kind in "fiu"
+    ]
+    if not parameters:
+        return np.arange(archive.repeats)
+    return np.unique(np.stack(parameters, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def _first_step_from(archive: Archive, date: str) -> int:
     if not hasattr(archive.time, "year"):
         raise UserError(f"{archive.source} has no calendar, so '{date}' names no time; use data.split.")
+    time = archive.time[: archive.steps_per_series]
     try:
-        if isinstance(archive.time, pd.DatetimeIndex):
-            return int(archive.time.searchsorted(pd.Timestamp(date)))
-        return int(archive.time.get_slice_bound(date, "left"))
+        if isinstance(time, pd.DatetimeIndex):
+            return int(time.searchsorted(pd.Timestamp(date)))
+        return int(time.get_slice_bound(date, "left"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"'{date}' is no date of the {archive.calendar} calendar of {archive.source}; write it as 2008-01-31."
@@ -103,14 +174,14 @@ def contiguous(archive: Archive) -> np.ndarray:
     return np.abs(steps - archive.cadence) <= 0.5 * archive.cadence
 
 
-def window_starts(archive: Archive, split: tuple[int, int], length: int) -> np.ndarray:
-    """First steps of all windows of `length` steps inside the split that cross no gap."""
-    start, stop = split
-    if stop - start < length:
-        return np.empty(0, dtype=np.int64)
+def window_starts(archive: Archive, split: Ranges, length: int) -> np.ndarray:
+    """First steps of all windows of `length` steps inside the ranges of a split that cross no gap."""
     breaks = np.cumsum(~contiguous(archive))
-    first = np.arange(start, stop - length + 1)
-    return first[breaks[first + length - 1] == breaks[first]]
+    parts = [np.empty(0, dtype=np.int64)]
+    for start, stop in split:
+        first = np.arange(start, max(start, stop - length + 1))
+        parts.append(first[breaks[first + length - 1] == breaks[first]])
+    return np.concatenate(parts)
 
 
 def epoch_order(starts: np.ndarray, *, seed: int, epoch: int, block: int, mixed: int) -> np.ndarray:

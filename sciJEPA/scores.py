@@ -10,7 +10,6 @@ is an error. Coordinates must match exactly: we decided against xarray's quiet i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 import xarray as xr
@@ -19,6 +18,7 @@ from sciJEPA.comparison import MethodErrors, score_rows, skill_score
 from sciJEPA.errors import UserError
 from sciJEPA.intervals import block_bootstrap, block_length
 from sciJEPA.score_table import format_markdown, format_table
+from sciJEPA.space import latitude_weights
 
 __all__ = [
     "MethodErrors",
@@ -44,50 +44,6 @@ __all__ = [
 ]
 
 AREA = ("latitude", "longitude")
-
-
-@overload
-def latitude_weights(latitude: xr.DataArray) -> xr.DataArray: ...
-@overload
-def latitude_weights(latitude: np.ndarray | Sequence[float]) -> np.ndarray: ...
-def latitude_weights(latitude: xr.DataArray | np.ndarray | Sequence[float]) -> xr.DataArray | np.ndarray:
-    """Share of the sphere in each row of grid cells: sin(upper edge) - sin(lower edge), normalised to mean 1.
-
-    Edges lie midway between points; the outer edges half a spacing outside, but never past a pole. A row of points on
-    a pole thus keeps the area of its half cell, where cos(latitude) would give zero. Ascending, descending and regional
-    grids are fine.
-
-    Source: WeatherBench 2 (Rasp et al. 2024), https://doi.org/10.1029/2023MS004019.
-
-    Parameters
-    ----------
-    latitude
-        Shape (latitude,), degrees north, strictly monotonic.
-
-    Returns
-    -------
-    xarray.DataArray or numpy.ndarray
-        Weights with the shape and labels of `latitude`, dimensionless.
-
-    Examples
-    --------
-    >>> latitude_weights([-60.0, 0.0, 60.0])
-    array([0.75, 1.5 , 0.75])
-    """
-    if isinstance(latitude, xr.DataArray):
-        return latitude.copy(data=latitude_weights(latitude.to_numpy())).rename("weight").drop_attrs()
-    points = np.asarray(latitude, dtype=float)
-    if points.ndim != 1 or points.size == 0 or not (np.abs(points) <= 90).all():
-        raise UserError(f"Latitudes must be a 1-d array within -90 to 90 degrees, got shape {points.shape}: {points}.")
-    steps = np.diff(points)
-    if points.size == 1:
-        return np.ones(1)
-    if not ((steps > 0).all() or (steps < 0).all()):
-        raise UserError("Latitudes must be strictly ascending or descending; sort the archive along latitude first.")
-    middle = points[:-1] + steps / 2
-    edges = np.concatenate([[points[0] - steps[0] / 2], middle, [points[-1] + steps[-1] / 2]])
-    area = np.abs(np.diff(np.sin(np.deg2rad(np.clip(edges, -90, 90)))))
-    return area / area.mean()
 
 
 def _matching(*arrays: xr.DataArray) -> tuple[xr.DataArray, ...]:

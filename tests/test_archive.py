@@ -75,7 +75,7 @@ def test_attributes_of_a_small_archive() -> None:
 
 def test_repr_names_steps_span_and_channels() -> None:
     archive = open_archive(small_dataset())
-    assert repr(archive) == "<Archive <memory>: 10 steps of 1 day, 2000-01-01 to 2000-01-10, 1 channels on 4 x 8>"
+    assert repr(archive) == "<Archive <memory>: 10 steps of 1 day, 2000-01-01 to 2000-01-10, 1 channels on 4 x 8 grid>"
     assert archive._repr_html_().startswith("<details><summary>&lt;Archive")
 
 
@@ -437,8 +437,14 @@ def test_no_latitude_or_longitude() -> None:
 
 def test_curvilinear_grid() -> None:
     ds = small_dataset().rename(lat="y", lon="x").drop_vars(["y", "x"])
-    ds = ds.assign_coords(lat=(("y", "x"), np.zeros((ROWS, COLUMNS))), lon=(("y", "x"), np.zeros((ROWS, COLUMNS))))
-    refused(ds, "curvilinear grid", "y, x", "regrid")
+    north, east = np.meshgrid([0.0, 1.0, 2.0, 3.0], np.arange(8.0), indexing="ij")
+    tilted = ds.assign_coords(lat=(("y", "x"), north + 0.1 * east), lon=(("y", "x"), east - 0.1 * north))
+    archive = open_archive(tilted)
+    assert archive.space.curvilinear and archive.latitude.shape == (ROWS, COLUMNS) and not archive.periodic
+    np.testing.assert_array_equal(archive.read(0, 2)[:, 0], ds.z.values[:2])
+    # Cells of 1 by 1 degree: their area falls with the cosine of latitude, by less than 1 % over 4 degrees.
+    np.testing.assert_allclose(archive.space.weights, 1, atol=0.01)
+    refused(ds.assign_coords(lat=(("y", "x"), np.full((ROWS, COLUMNS), np.nan)), lon=tilted.lon), "finite degrees")
 
 
 def test_unsorted_times_name_the_first_pair() -> None:
@@ -482,7 +488,7 @@ def test_variable_that_is_not_gridded() -> None:
     ds = small_dataset()
     ds["ensemble"] = ds.z.expand_dims(member=3)
     refused(ds, "land of <memory>", "lacks dimension time (it has lat, lon)", variables=["land"])
-    refused(ds, "further dimension member of size 3: use ds.isel(member=0)", variables=["ensemble"])
+    refused(ds, "further dimension member of size 3: use ds.isel(member=0)", variables=["z", "ensemble"])
 
 
 def test_no_gridded_variable() -> None:

@@ -27,7 +27,7 @@ def seasonal(days: int = 1200, amplitude: float = 20.0) -> xr.Dataset:
 
 def reader_of(ds: xr.Dataset, stop: int) -> WindowReader:
     archive = open_archive(ds)
-    return WindowReader(archive, fit_normalizer(archive, 0, stop))
+    return WindowReader(archive, fit_normalizer(archive, ((0, stop),)))
 
 
 def physical(reader: WindowReader, forecast: np.ndarray, steps: np.ndarray) -> np.ndarray:

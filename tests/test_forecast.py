@@ -340,8 +340,8 @@ def test_months_have_28_to_31_days() -> None:
 def test_issue_times_have_a_whole_window_before_and_a_whole_lead_after() -> None:
     archive = open_archive(travelling_waves(30).isel(time=np.r_[0:20, 22:30]))
     # windows of 3 and leads of 2 in steps 0 to 20: issue steps 2 to 17; after the gap, 20 to 28: 22 to 25
-    assert issue_steps(archive, (0, 28), 3, 2).tolist() == [*range(2, 18), *range(22, 26)]
-    assert issue_steps(archive, (5, 12), 3, 2).tolist() == [7, 8, 9]
+    assert issue_steps(archive, ((0, 28),), 3, 2).tolist() == [*range(2, 18), *range(22, 26)]
+    assert issue_steps(archive, ((5, 12),), 3, 2).tolist() == [7, 8, 9]
 
 
 def test_the_latest_tokens_end_at_the_issue_time(latents: xr.Dataset) -> None:
@@ -350,7 +350,7 @@ def test_the_latest_tokens_end_at_the_issue_time(latents: xr.Dataset) -> None:
 
 def test_anomalies_and_fields_are_a_round_trip() -> None:
     archive = open_archive(travelling_waves(50, variables=("z", "t"), levels=(500, 850)))
-    normalizer = fit_normalizer(archive, 0, 40)
+    normalizer = fit_normalizer(archive, ((0, 40),))
     reader = WindowReader(archive, normalizer)
     steps = np.array([10, 20, 45])
     predictions = [reader.read(steps + lead, 1).values.numpy().reshape(3, -1) for lead in (1, 4)]

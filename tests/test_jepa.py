@@ -58,9 +58,9 @@ def plan(strategy: str, size: int = 4) -> MaskPlan:
 
 def stream(steps: int, batch_size: int = 16) -> BatchStream:
     archive = open_archive(travelling_waves(300, nlat=8, nlon=16))
-    reader = WindowReader(archive, fit_normalizer(archive, 0, len(archive)))
+    reader = WindowReader(archive, fit_normalizer(archive, ((0, len(archive)),)))
     masker = Masker(TOKENIZER.grid, MaskingConfig())
-    return BatchStream(reader, masker, window_starts(archive, (0, len(archive)), 6), 6, steps, batch_size)
+    return BatchStream(reader, masker, window_starts(archive, ((0, len(archive)),), 6), 6, steps, batch_size)
 
 
 def train(jepa: JEPA, steps: int) -> list[float]:

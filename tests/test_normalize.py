@@ -108,7 +108,7 @@ def test_progress_warns_of_nothing():
 def test_mean_and_spread_of_a_short_archive_are_worked_by_hand():
     # Below two years there is no seasonal cycle: the climatology is the mean, 2, and the anomalies are -1, 0, 1, 0.
     field = np.broadcast_to(np.array([1.0, 2.0, 3.0, 2.0])[:, None, None], (4, 3, 4))
-    normalizer = fit_normalizer(on(days(4), field), 0, 4)
+    normalizer = fit_normalizer(on(days(4), field), ((0, 4),))
     assert normalizer.coefficients.shape == (1, 1, 3, 4)
     np.testing.assert_allclose(normalizer.coefficients, 2)
     np.testing.assert_allclose(normalizer.spread, np.sqrt(2 / 4))
@@ -122,7 +122,7 @@ def test_data_outside_of_the_training_steps_change_nothing(missing):
     field[np.random.default_rng(1).random(field.shape) < missing] = np.nan
     other = field.copy()
     other[:20], other[800:] = 1e6, np.nan
-    first, second = (fit_normalizer(on(days(1000), f), 20, 800) for f in (field, other))
+    first, second = (fit_normalizer(on(days(1000), f), ((20, 800),)) for f in (field, other))
     for name in ("coefficients", "spread", "missing_share"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert first.trained_on == second.trained_on
@@ -136,7 +136,7 @@ def test_a_seasonal_cycle_is_recovered(calendar, steps):
     time = days(steps, calendar)
     angle = 2 * np.pi * progress(time)[:, 0, None, None]
     cycle = 280 + 10 * np.cos(angle) + 3 * np.sin(2 * angle) - 2 * np.cos(3 * angle)
-    normalizer = fit_normalizer(on(time, cycle + 0.5 * noise(steps)), 0, steps)
+    normalizer = fit_normalizer(on(time, cycle + 0.5 * noise(steps)), ((0, steps),))
     assert (normalizer.annual, normalizer.daily) == (3, 0)
     # Standard error of a coefficient: 0.5 sqrt(2 / steps) = 0.026 at most; 84 are compared.
     expected = np.zeros(7)
@@ -147,14 +147,14 @@ def test_a_seasonal_cycle_is_recovered(calendar, steps):
 
 
 def test_one_year_has_no_seasonal_cycle():
-    assert fit_normalizer(on(days(400), noise(400)), 0, 400).annual == 0
+    assert fit_normalizer(on(days(400), noise(400)), ((0, 400),)).annual == 0
 
 
 def test_a_daily_cycle_is_recovered_from_sub_daily_steps():
     time = pd.date_range("2001", periods=8 * 60, freq="3h")
     angle = 2 * np.pi * progress(time)[:, 1, None, None]
     cycle = 5 + 4 * np.sin(angle) + np.cos(2 * angle)
-    normalizer = fit_normalizer(on(time, cycle + 0.1 * noise(len(time))), 0, len(time))
+    normalizer = fit_normalizer(on(time, cycle + 0.1 * noise(len(time))), ((0, len(time)),))
     assert (normalizer.annual, normalizer.daily) == (0, 2)
     # Standard error 0.1 sqrt(2 / 480) = 0.0065
     np.testing.assert_allclose(normalizer.coefficients[:, 0].mean(axis=(1, 2)), [5, 4, 0, 0, 1], atol=0.03)
@@ -165,7 +165,7 @@ def test_harmonics_that_the_cadence_cannot_tell_apart_do_no_harm(freq):
     # Four times a day sin(2 * 2 pi t) is zero, three times a day the second harmonic looks like the first.
     time = pd.date_range("2001", periods=600, freq=freq)
     field = 300 + 4 * np.sin(2 * np.pi * progress(time)[:, 1, None, None]) + 0.1 * noise(600)
-    normalizer = fit_normalizer(on(time, field), 0, 300)
+    normalizer = fit_normalizer(on(time, field), ((0, 300),))
     later, _ = normalizer.apply(field[300:, None].astype(np.float32), time[300:])
     assert np.abs(normalizer.coefficients[1:]).max() < 5
     np.testing.assert_allclose(later.std(), 1, rtol=0.05)
@@ -176,7 +176,7 @@ def test_long_steps_have_a_climatology_too(freq, steps):
     time = xr.date_range("2000-01-01", periods=steps, freq=freq, calendar="noleap", use_cftime=True)
     cycle = 280 + 10 * np.cos(2 * np.pi * progress(time)[:, 0, None, None])
     field = (cycle + 0.5 * noise(steps)).astype(np.float32)
-    normalizer = fit_normalizer(on(time, field), 0, steps // 2)
+    normalizer = fit_normalizer(on(time, field), ((0, steps // 2),))
     later, _ = normalizer.apply(field[steps // 2 :, None], time[steps // 2 :])
     # Half of the steps fit up to 7 coefficients a point, for 20 steps that is much.
     assert 0.8 < later.std() < 1.4 and abs(later.mean()) < 0.3
@@ -189,7 +189,7 @@ def test_missing_values_leave_complete_points_alone():
     time, field = days(1100), 280 + noise(1100)
     gaps = field.copy()
     gaps[:400, 0, 0], gaps[5, 1, 1], gaps[:, 2, 3] = np.nan, np.nan, np.nan
-    dense, sparse = (fit_normalizer(on(time, f), 0, 1100) for f in (field, gaps))
+    dense, sparse = (fit_normalizer(on(time, f), ((0, 1100),)) for f in (field, gaps))
     complete = np.ones((3, 4), dtype=bool)
     complete[[0, 1, 2], [0, 1, 3]] = False
     np.testing.assert_allclose(sparse.coefficients[:, 0, complete], dense.coefficients[:, 0, complete], rtol=1e-5)
@@ -200,7 +200,7 @@ def test_a_point_with_gaps_has_the_least_squares_fit_of_what_is_there():
     # Minimises |x - B c|^2 + GAP_RIDGE * missing * |harmonics|^2: solved here with the ridge as extra rows.
     time, field = days(1100), noise(1100) + 3 * np.sin(np.arange(1100) / 58)[:, None, None]
     field[np.random.default_rng(2).random(field.shape) < 0.3] = np.nan
-    normalizer = fit_normalizer(on(time, field), 0, 1100)
+    normalizer = fit_normalizer(on(time, field), ((0, 1100),))
     basis = harmonic_basis(time, 3, 0)
     squares = 0.0
     for i, j in np.ndindex(3, 4):
@@ -219,14 +219,14 @@ def test_a_point_seen_in_one_season_stays_sane_in_the_others(months):
     time = days(5 * 365)
     field = 280 + 10 * np.cos(2 * np.pi * (progress(time)[:, 0, None, None] - 0.55)) + noise(len(time))
     field[~np.isin(time.month, months), 0, 0] = np.nan
-    climatology = fit_normalizer(on(time, field), 0, len(time)).climatology(time)
+    climatology = fit_normalizer(on(time, field), ((0, len(time)),)).climatology(time)
     assert climatology.min() > 265 and climatology.max() < 300
 
 
 def test_points_that_are_never_seen_are_zero_and_flagged():
     time, field = days(50), noise(50)
     field[:, 1, 2] = np.nan
-    normalizer = fit_normalizer(on(time, field), 0, 50)
+    normalizer = fit_normalizer(on(time, field), ((0, 50),))
     values, observed = normalizer.apply(field[:, None].astype(np.float32), time)
     assert observed is not None and not observed[:, 0, 1, 2].any() and observed.sum() == 50 * 11
     assert (values[:, 0, 1, 2] == 0).all() and np.isfinite(values).all()
@@ -239,7 +239,7 @@ def test_a_first_block_without_any_value_does_no_harm(monkeypatch):
     monkeypatch.setattr(normalize, "BLOCK_VALUES", 12 * 30)
     archive = dataclasses.replace(on(time, field), chunk_steps=1)
     assert len(list(read_blocks(archive, 0, 90))) == 3
-    normalizer = fit_normalizer(archive, 0, 90)
+    normalizer = fit_normalizer(archive, ((0, 90),))
     np.testing.assert_allclose(normalizer.spread, rms(np.nanstd(field, axis=0)), rtol=1e-3)
 
 
@@ -250,9 +250,9 @@ def test_a_first_block_without_any_value_does_no_harm(monkeypatch):
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 def test_in_blocks_is_as_all_at_once(monkeypatch, chunk, values, missing):
     archive = open_archive(travelling_waves(900, nlat=3, nlon=8, variables=("z", "t"), missing=missing))
-    whole = fit_normalizer(archive, 30, 850)
+    whole = fit_normalizer(archive, ((30, 850),))
     monkeypatch.setattr(normalize, "BLOCK_VALUES", values)
-    assert_same(fit_normalizer(dataclasses.replace(archive, chunk_steps=chunk), 30, 850), whole)
+    assert_same(fit_normalizer(dataclasses.replace(archive, chunk_steps=chunk), ((30, 850),)), whole)
 
 
 @pytest.mark.parametrize("start, stop, chunk", [(0, 50, 7), (3, 50, 7), (13, 15, 7), (0, 50, 50), (5, 6, 1)])
@@ -271,7 +271,7 @@ def test_blocks_follow_each_other_and_the_chunks(monkeypatch, start, stop, chunk
 @pytest.mark.parametrize("calendar", ["standard", "noleap", "360_day"])
 def test_invert_undoes_apply(calendar):
     archive = open_archive(travelling_waves(900, variables=("z", "t"), calendar=calendar))
-    normalizer = fit_normalizer(archive, 0, 800)
+    normalizer = fit_normalizer(archive, ((0, 800),))
     fields, time = archive.read(780, 900), archive.time[780:900]
     anomalies, observed = normalizer.apply(fields, time)
     assert observed is None and anomalies.dtype == np.float32
@@ -280,7 +280,7 @@ def test_invert_undoes_apply(calendar):
 
 def test_anomalies_of_the_training_steps_have_mean_zero_and_spread_one():
     archive = open_archive(travelling_waves(900, variables=("z", "t")))
-    anomalies, _ = fit_normalizer(archive, 0, 900).apply(archive.read(0, 900), archive.time)
+    anomalies, _ = fit_normalizer(archive, ((0, 900),)).apply(archive.read(0, 900), archive.time)
     np.testing.assert_allclose(anomalies.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose((anomalies.astype(float) ** 2).mean(axis=(0, 2, 3)), 1, rtol=1e-5)
 
@@ -288,7 +288,7 @@ def test_anomalies_of_the_training_steps_have_mean_zero_and_spread_one():
 def test_small_variations_of_large_values_keep_their_spread():
     # Sums of squares of 1e5 in single precision would lose variations of 10; so would those around zero of 1e8.
     field = 1e5 + 10 * noise(400)
-    spread = fit_normalizer(on(days(400), field), 0, 400).spread
+    spread = fit_normalizer(on(days(400), field), ((0, 400),)).spread
     np.testing.assert_allclose(spread, rms(field.std(axis=0)), rtol=1e-4)
 
 
@@ -304,13 +304,13 @@ def test_a_variable_that_does_not_vary_in_time_is_refused(steps, pattern, level,
     if gap:
         constant[: steps // 3, 0, 0] = np.nan
     with pytest.raises(UserError, match=r"^still of <memory> does not vary in time in the \d+ training steps"):
-        fit_normalizer(on(days(steps), noise(steps), still=constant), 0, steps)
+        fit_normalizer(on(days(steps), noise(steps), still=constant), ((0, steps),))
 
 
 def test_variations_of_a_millionth_are_variations():
     # Density of sea water: 1045 kg m-3, give or take 0.005. Float32 resolves 1e-4 there.
     field = 1045 + 0.005 * noise(400)
-    np.testing.assert_allclose(fit_normalizer(on(days(400), field), 0, 400).spread, 0.005, rtol=0.05)
+    np.testing.assert_allclose(fit_normalizer(on(days(400), field), ((0, 400),)).spread, 0.005, rtol=0.05)
 
 
 def test_a_variable_without_values_is_refused():
@@ -318,8 +318,8 @@ def test_a_variable_without_values_is_refused():
     empty[:40] = np.nan
     archive = on(days(60), noise(60), empty=empty)
     with pytest.raises(UserError, match=r"^empty of <memory> has no value in the 40 training steps: all are NaN"):
-        fit_normalizer(archive, 0, 40)
-    fit_normalizer(archive, 0, 60)
+        fit_normalizer(archive, ((0, 40),))
+    fit_normalizer(archive, ((0, 60),))
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
@@ -327,8 +327,8 @@ def test_infinite_values_are_refused(value):
     wild = noise(60)
     wild[50, 1, 1] = value
     with pytest.raises(UserError, match=r"^wild of <memory> has infinite values in the training split"):
-        fit_normalizer(on(days(60), noise(60), wild=wild), 0, 60)
-    fit_normalizer(on(days(60), noise(60), wild=wild), 0, 40)
+        fit_normalizer(on(days(60), noise(60), wild=wild), ((0, 60),))
+    fit_normalizer(on(days(60), noise(60), wild=wild), ((0, 40),))
 
 
 # --- speed that changes nothing ---------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_normalising_in_tiles_and_in_place_is_the_formula(monkeypatch, missing, 
     field = 1e5 + 500 * noise(800)
     field[np.random.default_rng(1).random(field.shape) < missing] = np.nan
     archive = on(time, field, q=np.nan_to_num(field) / 1e7)
-    normalizer, fields = fit_normalizer(archive, 0, 800), archive.read(0, 800)
+    normalizer, fields = fit_normalizer(archive, ((0, 800),)), archive.read(0, 800)
     monkeypatch.setattr(normalize, "TILE_VALUES", tile)
     exact = fields.astype(float) - np.tensordot(
         harmonic_basis(time, normalizer.annual, normalizer.daily), normalizer.coefficients.astype(float), axes=1
@@ -362,7 +362,7 @@ def test_normalising_in_tiles_and_in_place_is_the_formula(monkeypatch, missing, 
 
 def test_huge_values_are_observed():
     # Their squares are beyond float32.
-    normalizer = fit_normalizer(on(days(40), noise(40)), 0, 40)
+    normalizer = fit_normalizer(on(days(40), noise(40)), ((0, 40),))
     values, observed = normalizer.apply(np.full((2, 1, 3, 4), 1e30, dtype=np.float32), days(2))
     assert observed is None and (values > 1e29).all()
 
@@ -371,7 +371,7 @@ def test_huge_values_are_observed():
 def test_sums_in_tiles_are_the_sums(monkeypatch, tile, points):
     field = 280 + noise(500)
     field[np.random.default_rng(2).random(field.shape) < 0.05] = np.nan
-    whole = fit_normalizer(on(days(500), field), 0, 500)
+    whole = fit_normalizer(on(days(500), field), ((0, 500),))
     monkeypatch.setattr(normalize, "TILE_VALUES", tile)
     monkeypatch.setattr(normalize, "TILE_POINTS", points)
-    assert_same(whole, fit_normalizer(on(days(500), field), 0, 500))
+    assert_same(whole, fit_normalizer(on(days(500), field), ((0, 500),)))

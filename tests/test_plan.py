@@ -52,7 +52,7 @@ def test_flops_agree_with_a_count_of_a_real_step(target: str, masking: dict, wav
     archive = open_archive(waves)
     jepa = build_jepa(config, grid_spec(archive, config))
     samples = list(range(config.training.batch_size))
-    batch = WindowReader(archive, fit_normalizer(archive, 0, 140)).read(samples, config.data.window)
+    batch = WindowReader(archive, fit_normalizer(archive, ((0, 140),))).read(samples, config.data.window)
     plan = Masker(jepa.tokenizer.grid, config.masking, config.seed)(samples, epoch=0, step=0)
     # The counter knows matrix products, and not the fused attention of a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

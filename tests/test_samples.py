@@ -46,7 +46,7 @@ def chunked(archive: Archive, steps: int) -> Archive:
 
 
 def stream(archive: Archive, *, batches: int = 12, batch_size: int = 4, length: int = 3, **settings) -> BatchStream:
-    starts = window_starts(archive, (0, len(archive)), length)
+    starts = window_starts(archive, ((0, len(archive)),), length)
     masker = Masker(TokenGrid(length, 2, 3, length - 1), MaskingConfig(), seed=settings.get("seed", 0))
     reader = WindowReader(archive, identity(archive))
     return BatchStream(reader, masker, starts, length, batches, batch_size, **settings)
@@ -87,9 +87,9 @@ def test_a_window_is_what_the_archive_holds():
 def test_windows_of_ten_steps_with_a_gap_are_worked_by_hand():
     # Steps 0 1 2 3 | 4 5 6 7 8 9: windows of 3 start at 0, 1 and at 4 to 7.
     archive = days(10, missing=(4,))
-    assert window_starts(archive, (0, 10), 3).tolist() == [0, 1, 4, 5, 6, 7]
+    assert window_starts(archive, ((0, 10),), 3).tolist() == [0, 1, 4, 5, 6, 7]
     assert contiguous(archive).tolist() == [True] * 4 + [False] + [True] * 5
-    assert window_starts(archive, (0, 10), 11).tolist() == []
+    assert window_starts(archive, ((0, 10),), 11).tolist() == []
 
 
 @settings(deadline=None, max_examples=60)
@@ -106,7 +106,7 @@ def test_windows_of_ten_steps_with_a_gap_are_worked_by_hand():
 def test_every_valid_window_comes_exactly_once_an_epoch(count, missing, length, start, size, block, mixed, epoch):
     archive = days(count, tuple(n for n in missing if n < count - 1))
     split = (start, min(start + size, count))
-    starts = window_starts(archive, split, length)
+    starts = window_starts(archive, (split,), length)
     day = archive.hours / 24
     valid = [s for s in range(split[0], split[1] - length + 1) if day[s + length - 1] - day[s] == length - 1]
     assert starts.tolist() == valid  # none over a gap, none over an end of the split, none left out
@@ -153,7 +153,7 @@ def test_groups_drift_through_time_no_more_than_chance(count, block, mixed):
 def test_splits_by_share_are_worked_by_hand():
     # 0.7 + 0.1 of 100 is 80, although 0.7 + 0.1 is 0.7999... in binary; a gap of 2 is taken from what comes after.
     splits = split_steps(days(100), DataConfig(split=(0.7, 0.1, 0.2), gap=2, window=8))
-    assert (splits.train, splits.validation, splits.test) == ((0, 70), (72, 80), (82, 100))
+    assert (splits.train, splits.validation, splits.test) == (((0, 70),), ((72, 80),), ((82, 100),))
 
 
 @settings(deadline=None, max_examples=60)
@@ -185,14 +185,14 @@ def test_splits_by_date_start_there(calendar, validation, test):
     time = xr.date_range("2001-01-01", "2003-12-30", freq="D", calendar=calendar, use_cftime=calendar != "standard")
     splits = split_steps(on(time), DataConfig(validation_start=validation, test_start=test, gap=1))
     year = 360 if calendar == "360_day" else 365
-    assert (splits.train, splits.validation) == ((0, year), (year + 1, 2 * year))
-    assert splits.test == (2 * year + 1, len(time))
+    assert (splits.train, splits.validation) == (((0, year),), ((year + 1, 2 * year),))
+    assert splits.test == ((2 * year + 1, len(time)),)
 
 
 def test_a_date_of_the_archives_own_calendar_is_understood():
     time = xr.date_range("2001-01-01", periods=900, freq="D", calendar="360_day", use_cftime=True)
     splits = split_steps(on(time), DataConfig(validation_start="2002-02-30", test_start="2003-01-01"))
-    assert splits.train == (0, 360 + 59)
+    assert splits.train == ((0, 360 + 59),)
 
 
 @pytest.mark.parametrize("calendar", ["standard", "360_day"])
@@ -236,7 +236,7 @@ def test_impossible_settings_are_refused(wrong, message):
 @pytest.mark.parametrize("chunk, block", [(1, 1), (7, 7), (7, 21), (500, 500)])
 def test_chunks_and_blocks_are_invisible(chunk, block, missing):
     archive = open_archive(travelling_waves(100, missing=missing))
-    normalizer = fit_normalizer(archive, 0, 70)
+    normalizer = fit_normalizer(archive, ((0, 70),))
     whole = WindowReader(archive, normalizer)
     assert whole.block >= 100
     cut = WindowReader(chunked(archive, chunk), normalizer)
@@ -247,7 +247,7 @@ def test_chunks_and_blocks_are_invisible(chunk, block, missing):
 
 def test_missing_values_are_zero_and_flagged():
     archive = open_archive(travelling_waves(60, missing=0.2))
-    batch = WindowReader(archive, fit_normalizer(archive, 0, 60)).read([0, 30], 5)
+    batch = WindowReader(archive, fit_normalizer(archive, ((0, 60),))).read([0, 30], 5)
     raw = np.stack([archive.read(0, 5), archive.read(30, 35)]).swapaxes(1, 2)
     assert batch.observed is not None
     np.testing.assert_array_equal(batch.observed.numpy(), np.isfinite(raw))
@@ -261,7 +261,7 @@ def test_what_a_missing_value_is_filled_with_makes_no_difference(tmp_path):
         path = tmp_path / f"{number}.nc"
         ds.to_netcdf(path, encoding={"z": {"_FillValue": np.float32(fill)}})
         archive = open_archive(path)
-        batches.append(WindowReader(archive, fit_normalizer(archive, 0, 40)).read([0, 50], 6))
+        batches.append(WindowReader(archive, fit_normalizer(archive, ((0, 40),))).read([0, 50], 6))
     assert same(batches[0], batches[1]) and same(batches[0], batches[2])
 
 
@@ -286,7 +286,7 @@ def test_no_block_is_decoded_twice_while_its_windows_are_served(block, length):
     reader = WindowReader(chunked(archive, block), identity(archive))
     reader.block, reader.capacity = block, 12
     mixed = reader.mixed(length)
-    order = epoch_order(window_starts(archive, (0, 240), length), seed=0, epoch=0, block=block, mixed=mixed)
+    order = epoch_order(window_starts(archive, ((0, 240),), length), seed=0, epoch=0, block=block, mixed=mixed)
     loads: list[int] = []
     read = reader.normalizer.apply
     reader.normalizer = type("Counting", (), {"apply": lambda _, f, t: (loads.append(int(f.flat[0])), read(f, t))[1]})()
@@ -300,7 +300,7 @@ def decoded_in_an_epoch(reader: WindowReader, length: int) -> list[tuple[int, in
     archive, ranges = reader.archive, []
     read = reader._read
     reader._read = lambda start, stop: (ranges.append((start, stop)), read(start, stop))[1]
-    starts = window_starts(archive, (0, len(archive)), length)
+    starts = window_starts(archive, ((0, len(archive)),), length)
     order = epoch_order(starts, seed=0, epoch=0, block=reader.block, mixed=reader.mixed(length))
     for first in range(0, len(order), 4):
         reader.read(order[first : first + 4], length)
@@ -328,7 +328,7 @@ def test_an_archive_that_fits_is_decoded_once():
 @pytest.mark.parametrize("missing", [0.0, 0.01])
 def test_threads_are_invisible(monkeypatch, missing):
     archive = open_archive(travelling_waves(300, missing=missing))
-    normalizer = fit_normalizer(archive, 0, 300)
+    normalizer = fit_normalizer(archive, ((0, 300),))
     alone = WindowReader(archive, normalizer, threads=1).read(range(0, 290, 3), 6)
     monkeypatch.setattr("sciJEPA.loader.THREADED_BYTES", 0)
     for threads in (2, 7):
@@ -387,7 +387,7 @@ def test_a_reader_serves_several_threads():
 
 def test_steps_and_windows_agree():
     archive = open_archive(travelling_waves(50, missing=0.1))
-    reader = WindowReader(archive, fit_normalizer(archive, 0, 50))
+    reader = WindowReader(archive, fit_normalizer(archive, ((0, 50),)))
     values, observed = reader.steps(10, 16)
     batch = reader.read([10], 6)
     assert batch.observed is not None
