@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sciJEPA.inspection import inspect
     from sciJEPA.latents import embed
     from sciJEPA.panel import probe
+    from sciJEPA.prepare import prepare
     from sciJEPA.pretrain import pretrain
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "load": "hub",
     "load_config": "config",
     "open_archive": "archive",
+    "prepare": "prepare",
     "pretrain": "pretrain",
     "probe": "panel",
     "skill": "forecast",
@@ -52,6 +54,7 @@ __all__ = [
     "load",
     "load_config",
     "open_archive",
+    "prepare",
     "pretrain",
     "probe",
     "skill",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from html import escape
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from sciJEPA.axes import (
     time_label,
 )
 from sciJEPA.errors import UserError
+from sciJEPA.faults import AbsentChunks
 from sciJEPA.space import Space, find_space
 from sciJEPA.stores import open_store
 
@@ -60,6 +62,7 @@ class Archive:
     ds : the archive itself, with the user's own names, order and units, read lazily.
     source, format : path or ``<memory>``; ``zarr2``, ``zarr3``, ``netcdf``, ``netcdf folder``, ``memory``...
     files : NetCDF files behind the archive and their bytes when opened; a file that has changed since is not read.
+    absent : what absent chunks of a Zarr store mean; None for other storage.
     axes : role (time, level, latitude, longitude, station, x, y, z, member...) -> the user's dimension name.
     space : the places: dimensions, coordinates, areas, what lies at the sides.
     series : dimensions of members or trajectories; their time series follow each other on the axis of steps.
@@ -78,6 +81,7 @@ class Archive:
     source: str
     format: str
     files: Mapping[str, int]
+    absent: AbsentChunks | None
     axes: Mapping[str, str]
     space: Space
     series: tuple[str, ...]
@@ -215,16 +219,32 @@ class Archive:
         return values if values.ndim == 2 + len(self.shape) else values[:, None]
 
 
+Source: TypeAlias = str | os.PathLike | xr.Dataset | xr.DataArray | xr.DataTree | pd.DataFrame | Archive
+"""What can be opened."""
+
+
 def open_archive(
-    source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, variables: Sequence[str] | None = None
+    source: Source,
+    *,
+    variables: Sequence[str] | None = None,
+    **how: Any,
 ) -> Archive:
     """Open an archive of fields on a grid or in a box, or of series at stations; only coordinates are read.
 
     Parameters
     ----------
     source : a Zarr store, a NetCDF or HDF5 file, a folder or glob pattern of NetCDF files that follow each other in
-        time, an ``xr.Dataset``, a named ``xr.DataArray``, or an archive that is open already.
+        time, the URL of a Zarr store or NetCDF file (http, s3, gs...), an Icechunk repository, virtual references, an
+        ``xr.Dataset`` or ``xr.DataTree``, a named ``xr.DataArray``, or an archive that is open already.
     variables : which variables to use, in this order; all gridded ones when left out.
+    how : further options, of which those that do not concern a source are passed over:
+
+        - ``storage_options``, for sources on a network, as fsspec takes them: ``{"anon": True}``...
+        - ``group`` of a Zarr store, NetCDF file or ``xr.DataTree``; the only one that holds fields when left out.
+        - ``missing_chunks``: ``"refuse"`` makes a chunk of a Zarr store that is absent an error where its fill value is
+          a number and would pass for data, ``"fill"`` fills it. NaN is missing data and needs no permission.
+        - ``cadence``, the step of the time axis of tables and ragged observations, such as ``"1h"``.
+        - ``duplicates``: ``"refuse"``, ``"mean"``, ``"first"`` or ``"last"`` of rows with the same time and station.
 
     Raises
     ------
@@ -238,20 +258,18 @@ def open_archive(
     >>> archive.read(0, 2).shape, archive.cadence, archive.periodic
     ((2, 1, 3, 4), 24.0, True)
     """
-    archive = open_in_any_order(source, variables)
+    archive = open_in_any_order(source, variables, **how)
     if not isinstance(source, Archive):
         length = archive.steps_per_series
         check_time(archive.source, archive.axes["time"], archive.time[:length], archive.hours[:length])
     return archive if variables is None else _with_variables(archive, variables)
 
 
-def open_in_any_order(
-    source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, variables: Sequence[str] | None = None
-) -> Archive:
+def open_in_any_order(source: Source, variables: Sequence[str] | None = None, **how: Any) -> Archive:
     """Open without a check of the times; only for ``inspect``, which reports what is wrong with them."""
     if isinstance(source, Archive):
         return source
-    ds, name, storage, files = open_store(source)
+    ds, name, storage, files, absent = open_store(source, **how)
     axes = find_axes(_relevant(ds, variables), name)
     ds, time, calendar = decode_time(ds, name, axes.found["time"])
     hours = hours_since_first(time, ds, axes.found["time"])
@@ -262,6 +280,7 @@ def open_in_any_order(
         source=name,
         format=storage,
         files=files,
+        absent=absent,
         axes=_dims_by_role(axes, space),
         space=space,
         series=axes.series,

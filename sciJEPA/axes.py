@@ -94,6 +94,8 @@ def find_axes(ds: xr.Dataset, source: str) -> Axes:
     places = {dim for role in ("latitude", "longitude") if role in found for dim in ds[found[role].coordinate].dims}
     if "latitude" not in found and "level" in found and found["level"].dim.lower() == "z":
         del found["level"]  # the third dimension of a box
+    if "level" in found and (found["level"].dim in places or _is_station(ds, found["level"].dim)):
+        del found["level"]  # the heights of stations
     known = {axis.dim for axis in found.values()} | repeated | places
     rest = [dim for dim in used if dim not in known and ds.sizes[dim] > 1]
     if "latitude" not in found and len(rest) == 1 and _is_station(ds, rest[0]):

@@ -13,10 +13,17 @@ from typing import Protocol
 import numpy as np
 import scipy.linalg
 
+from sciJEPA.archive import Archive
+from sciJEPA.errors import UserError
+from sciJEPA.labelling import valid_times
 from sciJEPA.loader import WindowReader
+from sciJEPA.principal import principal_axes
 from sciJEPA.probes import BLOCK_ROWS, Ridge, Rows
+from sciJEPA.tokenizers.base import Tokenizer
 
 EOF_NUMBERS = (10, 20, 40, 80, 160)
+PATCHES = 2**16
+"""Principal axes of patches come from at most about so many, evenly spaced in time."""
 
 
 class Forecaster(Protocol):
@@ -59,12 +66,13 @@ class Persistence:
 
     def predict(self, times: np.ndarray) -> list[np.ndarray]:
         """The anomaly of the issue time's field against the climatology of the valid time."""
-        normalizer, time = self.reader.normalizer, self.reader.archive.time
+        normalizer, archive = self.reader.normalizer, self.reader.archive
         now = fields(self.reader).read(times)
-        spread = normalizer.spread.reshape(-1, *(1,) * len(self.reader.archive.shape))
+        spread = normalizer.spread.reshape(-1, *(1,) * len(archive.shape))
         forecasts = []
         for lead in self.leads:
-            season = normalizer.climatology(time[times]) - normalizer.climatology(time[times + lead])
+            season = normalizer.climatology(archive.time[times])
+            season -= normalizer.climatology(valid_times(archive, times, lead))
             forecasts.append(now + (season / spread).reshape(len(times), -1))
         return forecasts
 
@@ -112,6 +120,64 @@ class DampedPersistence:
         return [now * factor for factor in self.factors]
 
 
+def cycle_steps(archive: Archive) -> int | None:
+    """Steps of the cycle that the calendar promises: a day where steps are shorter than that, else a year.
+
+    None without a calendar, or where no whole number of steps makes a cycle.
+    """
+    if archive.calendar == "none":
+        return None
+    day, year = 24 / archive.cadence, 365.25 * 24 / archive.cadence
+    if day >= 2:
+        return round(day) if abs(day - round(day)) < 1e-6 else None
+    # The 25 hundredths of a day are let go; a month's cadence is not exact either.
+    return round(year) if year >= 2 and abs(year - round(year)) < 0.05 * round(year) else None
+
+
+@dataclass(frozen=True)
+class SeasonalNaive:
+    """The value of the valid time, one cycle (or as few as reach back to the issue time) earlier.
+
+    Where that lies before the series begins, or was missing, it counts as climatology.
+    """
+
+    reader: WindowReader
+    leads: Sequence[int]
+    cycle: int
+
+    @classmethod
+    def of(cls, reader: WindowReader, leads: Sequence[int]) -> "SeasonalNaive":
+        """With the cycle that the calendar promises.
+
+        Raises
+        ------
+        UserError
+            If the calendar promises none.
+        """
+        cycle = cycle_steps(reader.archive)
+        if cycle is None:
+            raise UserError(
+                f"{reader.archive.source} has no daily or yearly cycle in whole steps of {reader.archive.cadence:g} "
+                "hours, so there is no seasonal naive forecast; leave seasonal_naive out."
+            )
+        return cls(reader, leads, cycle)
+
+    def predict(self, times: np.ndarray) -> list[np.ndarray]:
+        """The anomaly of the earlier field against the climatology of the valid time."""
+        normalizer, archive = self.reader.normalizer, self.reader.archive
+        spread = normalizer.spread.reshape(-1, *(1,) * len(archive.shape))
+        forecasts = []
+        for lead in self.leads:
+            back = -(-lead // self.cycle) * self.cycle - lead
+            known = times % archive.steps_per_series >= back
+            then = np.where(known, times - back, times)
+            season = normalizer.climatology(archive.time[then])
+            season -= normalizer.climatology(valid_times(archive, times, lead))
+            anomaly = fields(self.reader).read(then) + (season / spread).reshape(len(times), -1)
+            forecasts.append(np.where(known[:, None], anomaly, 0).astype(np.float32))
+        return forecasts
+
+
 @dataclass(frozen=True)
 class EOFRidge:
     """Leading empirical orthogonal functions of the issue time's field, then ridge: a linear inverse model.
@@ -125,12 +191,22 @@ class EOFRidge:
 
     @classmethod
     def fit(
-        cls, reader: WindowReader, leads: Sequence[int], train: np.ndarray, validation: np.ndarray, weights: np.ndarray
+        cls,
+        reader: WindowReader,
+        leads: Sequence[int],
+        train: np.ndarray,
+        validation: np.ndarray,
+        weights: np.ndarray,
+        *,
+        unlabelled: np.ndarray | None = None,
     ) -> "EOFRidge":
-        """Fit one ridge for each number of functions and keep the best for each lead."""
-        now = fields(reader)
+        """Fit one ridge for each number of functions and keep the best for each lead.
+
+        The functions need no outcomes: they come from the times `unlabelled`, where these are more than `train`.
+        """
+        now, unlabelled = fields(reader), train if unlabelled is None else unlabelled
         numbers = [n for n in EOF_NUMBERS if n <= min(now.width, len(train)) // 2] or [1]
-        patterns = leading_patterns(now, train, np.sqrt(weights), max(numbers))
+        patterns = leading_patterns(now, unlabelled, np.sqrt(weights), max(numbers))
         targets = [fields(reader, lead) for lead in leads]
         groups = len(reader.archive.channels)
         candidates = []
@@ -169,3 +245,38 @@ def leading_patterns(rows: Rows, train: np.ndarray, scale: np.ndarray, count: in
         values, vectors = scipy.linalg.eigh(data @ data.T, subset_by_index=top)
         axes = data.T @ (vectors / np.sqrt(np.maximum(values, 1e-12 * values.max())))
     return axes[:, ::-1] * scale[:, None]
+
+
+def patch_components(reader: WindowReader, tokenizer: Tokenizer, context: int, train: np.ndarray, count: int) -> Rows:
+    """Principal components of what the encoder sees at each place: its patches of the issue window, one after another.
+
+    As many components as a latent has numbers, or as there are values; the axes are shared by all places, as the
+    weights of an encoder are.
+
+    Parameters
+    ----------
+    train
+        Issue steps from which the axes come; they need no outcomes.
+    count
+        Width of a latent.
+    """
+    places = tokenizer.grid.per_time
+
+    def patches(steps: np.ndarray) -> np.ndarray:
+        batch = reader.read(steps - context + 1, context)
+        values = tokenizer.patchify(batch.values).flatten(2).numpy()
+        return values.reshape(len(steps), -1, places, values.shape[-1]).swapaxes(1, 2).reshape(len(steps), places, -1)
+
+    def of_places(numbers: np.ndarray) -> np.ndarray:
+        steps, where = np.unique(numbers // places, return_inverse=True)
+        return patches(steps)[where, numbers % places]
+
+    few = train[:: max(1, len(train) * places // PATCHES)]
+    width = patches(few[:1]).shape[-1]
+    axes = principal_axes(Rows(of_places, width), (few[:, None] * places + np.arange(places)).ravel(), count)
+    kept = axes.axes.shape[1]
+
+    def read(steps: np.ndarray) -> np.ndarray:
+        return axes.components(patches(steps).reshape(-1, width)).reshape(len(steps), places * kept)
+
+    return Rows(read, places * kept)

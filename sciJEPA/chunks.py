@@ -10,9 +10,10 @@ chunk of packed values, so that the two cannot disagree).
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -48,6 +49,12 @@ class _Field:
     """Storage dimension of time."""
     decode: Decode | None
     fill: np.ndarray
+
+    @property
+    def space_order(self) -> tuple[int, ...]:
+        """Dimensions of space as they are stored, the slowest one first, numbered as in `Archive.shape`."""
+        first = 2 if self.levels else 1
+        return tuple(place - first for place in self.order if place >= first)
 
     def in_storage_order(self, out: np.ndarray) -> np.ndarray:
         """The channels of this variable within `out`, viewed with the dimensions of its storage."""
@@ -112,6 +119,12 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
+    @property
+    def space_order(self) -> tuple[int, ...]:
+        """Dimensions of space, numbered as in `Archive.shape`, in the order in which most variables are stored."""
+        orders = [field.space_order for field in self._fields]
+        return max(orders, key=orders.count, default=tuple(range(len(self.archive.shape))))
+
     def __repr__(self) -> str:
         return f"<ChunkReader {self.archive!r}: {len(self.direct)} of {len(self.archive.variables)} variables direct>"
 
@@ -137,6 +150,25 @@ class ChunkReader:
         UserError
             If the range lies outside of the archive, or a chunk is damaged; `out` then holds anything.
         """
+        reading = self.begin(start, stop, out)
+        try:
+            reading.result()
+        finally:  # nobody writes into `out` any more when the caller has it back
+            reading.cancel()
+        return reading.out
+
+    def begin(
+        self,
+        start: int,
+        stop: int,
+        out: np.ndarray | None = None,
+        finish: Callable[[Sequence[int]], None] | None = None,
+    ) -> "Reading":
+        """Begin to `read`, and come back at once.
+
+        `finish` is called with the channels of a variable by the thread that has decoded the last of its chunks, so
+        that what is done to the values finds them in that thread's cache.
+        """
         start, stop = self.archive.check_range(start, stop)
         shape = (stop - start, len(self.archive.channels), *self.archive.shape)
         if out is None:
@@ -144,33 +176,25 @@ class ChunkReader:
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
             raise UserError(f"out must be a writeable float32 array of shape {shape}, got {out.dtype} {out.shape}.")
         running: list[tuple[str, Future[None]]] = []
-        try:
-            for index, steps, place in self.archive.segments(start, stop):
-                for field in self._fields:
-                    self._start(field, index, steps, out[place], running)
-            if self._others is not None:
-                out[:, self._other_channels] = self._others.read(start, stop)
-            for name, future in running:
-                _result(future, self.archive, name, start, stop)
-        finally:  # nobody writes into `out` any more when the caller has it back
-            for _, future in running:
-                future.cancel()
-            wait([future for _, future in running])
-        return out
+        segments = list(self.archive.segments(start, stop))
+        for field in self._fields:
+            groups = [
+                (group, field.in_storage_order(out[place]))
+                for index, steps, place in segments
+                for group in field.tasks(index, steps)
+            ]
+            left = itertools.count(len(groups) - 1, -1)  # its `next` is atomic
+            for number, (group, target) in enumerate(groups):
+                task = self.submit(self._decode, field, group, target, number == 0, left, finish)
+                running.append((field.name, task))
+        if self._others is not None:
+            task = self.submit(self._read_others, start, stop, out, finish)
+            running.append((self._others.variables[0], task))
+        return Reading(self.archive, start, stop, out, running)
 
-    def _start(
-        self,
-        field: _Field,
-        index: tuple[int, ...],
-        steps: slice,
-        out: np.ndarray,
-        running: list[tuple[str, Future[None]]],
-    ) -> None:
-        """Hand the chunks of a variable to the pool, once its storage is known to be there."""
-        pool, target = self._threads(), field.in_storage_order(out)
-        running.append((field.name, pool.submit(self.archive.check_storage, field.name)))
-        for group in field.tasks(index, steps):
-            running.append((field.name, pool.submit(self._decode, field, group, target)))
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Have the pool do something else, after all that it was given before."""
+        return self._threads().submit(work, *arguments)
 
     def _threads(self) -> ThreadPoolExecutor:
         """The pool of this process; the threads of a parent do not survive a fork."""
@@ -179,8 +203,18 @@ class ChunkReader:
                 self._pool = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="sciJEPA chunks")
             return self._pool[1]
 
-    def _decode(self, field: _Field, places: list[Place], target: np.ndarray) -> None:
+    def _decode(
+        self,
+        field: _Field,
+        places: list[Place],
+        target: np.ndarray,
+        check: bool,
+        left: Iterator[int],
+        finish: Callable[[Sequence[int]], None] | None,
+    ) -> None:
         """Decode a group of chunks into `target`, which has the dimensions of the storage."""
+        if check:
+            self.archive.check_storage(field.name)
         stored = field.stored
         plain = field.decode is None and stored.dtype == np.dtype(np.float32)
         for place in places:
@@ -188,7 +222,7 @@ class ChunkReader:
             region = target[inside]
             if plain and region.shape == stored.chunks and region.flags.c_contiguous:
                 if not stored.load(index, region, self._scratch):
-                    region[...] = field.fill
+                    region[...] = self._fill(field, index)
                 continue
             chunk = self._scratch.take("chunk", stored.chunk_bytes).view(stored.dtype).reshape(stored.chunks)
             if stored.load(index, chunk, self._scratch):
@@ -196,20 +230,68 @@ class ChunkReader:
                 with np.errstate(over="ignore"):  # as in Archive.read: beyond float32 becomes inf
                     region[...] = values
             else:
-                region[...] = field.fill
+                region[...] = self._fill(field, index)
+        if next(left) == 0 and finish is not None:
+            finish(range(field.channels.start, field.channels.stop))
+
+    def _fill(self, field: _Field, index: tuple[int, ...]) -> np.ndarray:
+        """What stands for a chunk that is not stored, where something may."""
+        if self.archive.absent is not None:
+            self.archive.absent.check_file(field.stored.path, field.stored.file_of(index), float(field.fill))
+        return field.fill
+
+    def _read_others(
+        self, start: int, stop: int, out: np.ndarray, finish: Callable[[Sequence[int]], None] | None
+    ) -> None:
+        assert self._others is not None
+        out[:, self._other_channels] = self._others.read(start, stop)
+        if finish is not None:
+            finish(self._other_channels)
+
+
+class Reading:
+    """Time steps on their way into `out`; made by `ChunkReader.begin`."""
+
+    def __init__(
+        self, archive: Archive, start: int, stop: int, out: np.ndarray, running: list[tuple[str, "Future[None]"]]
+    ) -> None:
+        self.archive, self.start, self.stop, self.out, self._running = archive, start, stop, out, running
+
+    def result(self) -> np.ndarray:
+        """`out` once all is there; raises what went wrong."""
+        for name, future in self._running:
+            try:
+                future.result()
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:
+                raise self.archive.damaged(name, self.start, self.stop, error) from error
+        self._running = []  # asked again, it costs nothing
+        return self.out
+
+    @property
+    def failed(self) -> bool:
+        """Whether something has gone wrong so far."""
+        return any(future.done() and future.exception() is not None for _, future in self._running)
+
+    def cancel(self) -> None:
+        """Leave out what has not begun, and come back when nothing is written into `out` any more."""
+        for _, future in self._running:
+            future.cancel()
+        self.wait()
+
+    def wait(self) -> None:
+        """Come back when all has ended, well or not."""
+        wait([future for _, future in self._running])
+
+
+def in_archive_order(fields: np.ndarray, space_order: Sequence[int]) -> np.ndarray:
+    """Fields (V, T, *space) in the order of a storage, viewed as `Archive.read` gives them: (T, V, *space)."""
+    return fields.transpose(1, 0, *(2 + int(axis) for axis in np.argsort(space_order)))
 
 
 def _reopen(archive: Archive, threads: int) -> ChunkReader:
     return ChunkReader(archive, threads=threads)
-
-
-def _result(future: "Future[None]", archive: Archive, name: str, start: int, stop: int) -> None:
-    try:
-        future.result()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise archive.damaged(name, start, stop, error) from error
 
 
 def _direct_fields(archive: Archive) -> tuple[_Field, ...]:
@@ -223,10 +305,10 @@ def _direct_fields(archive: Archive) -> tuple[_Field, ...]:
                 stored[name] = zarr_array(os.path.join(archive.source, name))
             except Exception:  # whatever we do not understand is zarr-python's to read, or to explain
                 continue
-    elif archive.format == "netcdf" and os.path.isfile(archive.source):
+    elif archive.format == "netcdf" and os.path.isfile(file := next(iter(archive.files), archive.source)):
         from sciJEPA.chunks_netcdf import netcdf_arrays
 
-        stored = netcdf_arrays(archive.source, archive.variables)
+        stored = netcdf_arrays(file, archive.variables)
     fields = []
     for name in archive.variables:
         try:

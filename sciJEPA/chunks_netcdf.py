@@ -102,7 +102,7 @@ def _array(path: str, dataset: Any) -> StoredArray:
     if offset is None:
         raise Unsupported("compact, or never written")
     in_row = math.prod(dataset.shape[1:]) * dtype.itemsize
-    rows = min(dataset.shape[0], max(1, CONTIGUOUS_BYTES // in_row))
+    rows = min(dataset.shape[0], 2 ** int(math.log2(max(1, CONTIGUOUS_BYTES // in_row))))
     return ContiguousDataset(chunks=(rows, *dataset.shape[1:]), offset=offset, **common)
 
 

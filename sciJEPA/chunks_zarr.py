@@ -28,6 +28,7 @@ from sciJEPA.chunk_storage import (
     decode_zstd,
     open_file,
     read_at,
+    read_file,
 )
 
 CODECS_2: Mapping[str, Codec] = {
@@ -43,6 +44,8 @@ CODECS_3: Mapping[str, Codec] = {
     "blosc": decode_blosc,
     **({"crc32c": decode_crc32c} if crc32c_of else {}),
 }
+FRAME_BYTES = 1024
+"""Headers and checksums of a chunk that does not compress have less."""
 NOT_STORED = 2**64 - 1
 """Offset and length of a chunk that a shard leaves out."""
 
@@ -54,16 +57,16 @@ class ZarrArray(StoredArray):
     codecs: tuple[Codec, ...]
     key: Callable[[tuple[int, ...]], str]
 
+    def file_of(self, index: tuple[int, ...]) -> str:
+        """The file that holds a chunk."""
+        return f"{self.path}/{self.key(index)}"
+
     def load(self, index: tuple[int, ...], out: np.ndarray, scratch: Scratch) -> bool:
         """Decode one chunk; a file that does not exist stands for the fill value, as Zarr defines it."""
         try:
-            file, status = open_file(f"{self.path}/{self.key(index)}")
+            data = read_file(f"{self.path}/{self.key(index)}", out.nbytes + FRAME_BYTES, scratch)
         except FileNotFoundError:
             return False
-        try:
-            data = read_at(file, status.st_size, 0, status.st_size, scratch)
-        finally:
-            os.close(file)
         decode(data, self.codecs, out)
         return True
 
@@ -78,6 +81,11 @@ class ShardedArray(StoredArray):
     index_codecs: tuple[Codec, ...]
     index_first: bool
     _indices: dict[tuple[int, ...], tuple[tuple[int, int], np.ndarray]] = field(default_factory=dict)
+
+    def file_of(self, index: tuple[int, ...]) -> str:
+        """The shard that holds a chunk."""
+        shard = tuple(number // count for number, count in zip(index, self.in_shard, strict=True))
+        return f"{self.path}/{self.key(shard)}"
 
     def load(self, index: tuple[int, ...], out: np.ndarray, scratch: Scratch) -> bool:
         """Decode one inner chunk; a shard that does not exist stands for the fill value."""

@@ -32,6 +32,7 @@ CONFIGS_ACTIONS = ("list", "show", "copy")
 GOES_ON = {
     "pretrain": "the same command with --resume goes on from the last checkpoint",
     "demo": "the same command goes on where this one stopped",
+    "prepare": "the same command goes on where this one stopped",
 }
 
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return write(text)
     except BaseException as error:
         out = getattr(options, "out", None)
-        goes_on = GOES_ON.get(options.verb, "") if out is not None and out.is_dir() else ""
+        begun = out is not None and (out.is_dir() or out.with_name(f".{out.name}.partial").is_dir())
+        goes_on = GOES_ON.get(options.verb, "") if begun else ""
         return complain(error, out=out, goes_on=goes_on)
 
 
@@ -54,9 +56,22 @@ def _inspect(options: argparse.Namespace) -> str:
     from sciJEPA.archive import open_archive, open_in_any_order
     from sciJEPA.inspection import format_inspection, inspect
 
-    archive = open_archive(open_in_any_order(options.archive), variables=options.variables)
+    names = ("storage_options", "group", "missing_chunks", "cadence", "duplicates")
+    how = {name: getattr(options, name) for name in names}
+    archive = open_archive(open_in_any_order(options.archive, options.variables, **how), variables=options.variables)
     report = inspect(archive, window=options.window)
     return to_json(report) if options.json else format_inspection(report)
+
+
+def _prepare(options: argparse.Namespace) -> str:
+    _check_place(options.out)
+    from sciJEPA.prepare import prepare
+
+    names = ("archive", "variables", "start", "stop", "chunk_steps", "memory_mb", "scheduler", "restart")
+    archive = prepare(options.dataset, options.out, **{name: getattr(options, name) for name in names})
+    if options.json:
+        return (options.out / "dataset.json").read_text(encoding="utf-8").rstrip()
+    return f"{options.out}: {archive!r}"
 
 
 def _configs(options: argparse.Namespace) -> str:
@@ -220,9 +235,29 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         return added
 
     verb = add("inspect", _inspect, "what an archive holds, and whether it suits training", as_json=True)
-    verb.add_argument("archive", metavar="ARCHIVE", help="Zarr store, NetCDF file or folder of NetCDF files")
+    verb.add_argument("archive", metavar="ARCHIVE", help="path or URL of Zarr, NetCDF, The Well's layout, or a table")
     verb.add_argument("--variables", type=_names, metavar="A,B", help="look at these variables only")
     verb.add_argument("--window", type=_count, default=8, metavar="N", help="time steps of a sample (default: 8)")
+    verb.add_argument("--group", metavar="PATH", help="group of the store or file (default: the one with fields)")
+    verb.add_argument("--storage-options", type=_json, metavar="JSON", help="for a URL, as fsspec takes them")
+    fill = ("refuse", "fill")
+    verb.add_argument("--missing-chunks", choices=fill, default="refuse", help="absent chunks with a number to fill")
+    verb.add_argument("--cadence", metavar="STEP", help="step of a table's time axis, such as 1h")
+    same = ("refuse", "mean", "first", "last")
+    verb.add_argument("--duplicates", choices=same, default="refuse", help="a table's rows of one time and station")
+
+    verb = add("prepare", _prepare, "write an archive that is quick to train on, with its statistics", as_json=True)
+    verb.epilog = "The same command goes on where a killed one stopped. A name that is no card lists the cards."
+    verb.add_argument("dataset", metavar="DATASET", help="name of a card, a dataset.yaml, or an archive of your own")
+    verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist")
+    verb.add_argument("--archive", metavar="PATH", help="a copy of the card's dataset, to read in its place")
+    verb.add_argument("--variables", type=_names, metavar="A,B", help="take these (default: the card's, or all)")
+    verb.add_argument("--start", metavar="DATE", help="first date to take")
+    verb.add_argument("--stop", metavar="DATE", help="last date to take; 2018 means until its end")
+    verb.add_argument("--chunk-steps", type=_count, metavar="N", help="time steps in a chunk (default: about 4 MB)")
+    verb.add_argument("--memory-mb", type=_count, default=512, metavar="N", help="memory for data (default: 512)")
+    verb.add_argument("--scheduler", metavar="ADDRESS", help="Dask cluster, as tcp://HOST:8786 (default: threads)")
+    verb.add_argument("--restart", action="store_true", help="throw away what an unfinished run has written")
 
     verb = add("configs", _configs, "list the presets, show one, or copy one to change it")
     actions = verb.add_subparsers(dest="action", metavar="list | show NAME | copy NAME DIR")
@@ -285,6 +320,16 @@ def _names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError("needs a name or several with commas between them")
     return names
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"needs JSON such as '{{\"anon\": true}}', got '{text}'") from error
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"needs a JSON object such as '{{\"anon\": true}}', got '{text}'")
+    return options
 
 
 def _count(text: str) -> int:

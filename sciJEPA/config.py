@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from sciJEPA.encoder import EncoderConfig
 from sciJEPA.errors import UserError
 from sciJEPA.jepa import ObjectiveConfig
 from sciJEPA.masking import MaskingConfig
-from sciJEPA.predictor import PredictorConfig
+from sciJEPA.predictor import LATENT, PredictorConfig
 from sciJEPA.resources import configs_folder
 from sciJEPA.samples import DataConfig
+from sciJEPA.tokenizers import config_class
+from sciJEPA.tokenizers.base import TokenizerConfig
 from sciJEPA.tokenizers.grid import GridTokenizerConfig
 
 
@@ -43,6 +46,8 @@ class TrainingConfig:
     """Half-life of the target encoder's moving average, as a share of the run."""
     clip: float = 1.0
     """Largest gradient norm."""
+    balance: bool = True
+    """In a joint run, divide each domain's loss by its value, so that domains that are hard to predict do not rule."""
     precision: str = "auto"
     """float32, bfloat16, or auto: bfloat16 where the processor computes in it."""
     checkpoint_every: int = 100
@@ -74,14 +79,35 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainConfig:
+    """One archive of a run, and how it is cut and masked."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=GridTokenizerConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    weight: float = 1.0
+    """Weight of the domain's loss in a joint run."""
+    batch_size: int | None = None
+    """Windows of this domain in a step; training.batch_size if not given."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UserError(f"the weight of a domain must be above 0, got {self.weight}; leave the domain out instead.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"the batch_size of a domain must be at least 1, got {self.batch_size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a run depends on, besides the archive's content."""
 
     seed: int = 0
     """Seed of the initial weights, the order of samples and the masks."""
     data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: GridTokenizerConfig = field(default_factory=GridTokenizerConfig)
+    tokenizer: TokenizerConfig = field(default_factory=GridTokenizerConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    domains: dict[str, DomainConfig] = field(default_factory=dict)
+    """Several archives for one backbone, by names of your own; data, tokenizer and masking are then left alone."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -90,6 +116,22 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, got {self.seed}.")
+        if self.domains and self.data.archive:
+            raise UserError(
+                "data.archive and domains are both given; in a joint run every archive has a name under domains."
+            )
+        for name in self.domains:
+            if not name.isidentifier():
+                raise UserError(f"'{name}' cannot name a domain; use letters, digits and _, as in 'climate'.")
+            if name == LATENT or hasattr(nn.ModuleDict(), name):
+                raise UserError(f"'{name}' cannot name a domain, as torch's modules use that name; choose another.")
+
+    @property
+    def parts(self) -> dict[str, DomainConfig]:
+        """The domains by name; a run of one archive has one, named after the kind of its tokenizer."""
+        if self.domains:
+            return self.domains
+        return {self.tokenizer.kind: DomainConfig(data=self.data, tokenizer=self.tokenizer, masking=self.masking)}
 
 
 def load_config(name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -199,22 +241,35 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 def _build(cls: type, tree: Any, prefix: str, source: str) -> Any:
     if not isinstance(tree, Mapping):
         raise UserError(f"{source}: '{prefix[:-1]}' is a section with keys of its own, got {tree!r}.")
-    hints = typing.get_type_hints(cls)
+    hints = _settable(cls)
     values = {}
     for key, value in tree.items():
         if key not in hints:
-            everywhere = _all_keys(RunConfig) + ([] if prefix else list(hints))
+            everywhere = _all_keys(RunConfig) + [f"{prefix}{hint}" for hint in hints]
             raise UserError(
                 f"{source}: there is no key '{prefix}{key}'; "
                 + (_nearest(f"{prefix}{key}", everywhere).rstrip() or f"the keys here are {', '.join(hints)}.")
             )
-        if dataclasses.is_dataclass(hints[key]):
+        if key == "domains":
+            values[key] = _domains(value, source)
+        elif hints[key] is TokenizerConfig:
+            kind = value.get("kind", "grid") if isinstance(value, Mapping) else "grid"
+            values[key] = _build(config_class(kind), value or {}, f"{prefix}{key}.", source)
+        elif dataclasses.is_dataclass(hints[key]):
             values[key] = _build(
                 typing.cast(type, hints[key]), {} if value is None else value, f"{prefix}{key}.", source
             )
         else:
             values[key] = _convert(hints[key], value, f"{prefix}{key}", source)
     return cls(**values)
+
+
+def _domains(value: Any, source: str) -> dict[str, DomainConfig]:
+    if not isinstance(value, Mapping | None):
+        raise UserError(f"{source}: domains is a section with a name for every archive, got {value!r}.")
+    return {
+        str(name): _build(DomainConfig, part or {}, f"domains.{name}.", source) for name, part in (value or {}).items()
+    }
 
 
 def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
@@ -232,9 +287,17 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
         raise UserError(f"{source}: {key} must be {wanted}, got {value!r}.") from error
 
 
+def _settable(cls: type) -> dict[str, Any]:
+    """Fields of a configuration and their types."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def _all_keys(cls: type, prefix: str = "") -> list[str]:
     keys = []
-    for key, hint in typing.get_type_hints(cls).items():
+    for key, hint in _settable(cls).items():
+        if hint is TokenizerConfig:
+            hint = GridTokenizerConfig
         section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         keys += _all_keys(hint, f"{prefix}{key}.") if section else [f"{prefix}{key}"]
     return keys

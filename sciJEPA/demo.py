@@ -107,8 +107,8 @@ def _pictures(model: Model, path: Path, out: Path) -> None:
         _say(f"no pictures: {error}")
         return
     plot_training(pd.read_csv(out / "metrics.csv"), out / "training.png")
-    archive = model.open(path)
-    start = split_steps(archive, model.config.data).test[0][0]
+    archive, domain = model.open(path)
+    start = split_steps(archive, domain.config.data).test[0][0]
     masker = Masker(model.jepa.tokenizer.grid, model.config.masking, model.config.seed)
     fields, role = mask_picture(model, masker, archive, start)
     plot_mask(fields, role, out / "mask.png")

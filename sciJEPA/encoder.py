@@ -6,6 +6,7 @@ applies the norm itself. A latent is the embedding and the last block side by si
 it. With the last block alone, long leads lost what the targets do not ask for (see docs/learned.md).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sciJEPA.errors import UserError
-from sciJEPA.tokenizers.base import PatchEmbedding, Tokenizer, Tokens
+from sciJEPA.tokenizers.base import Tokenizer, Tokens
 
 SIZES = {"tiny": (96, 3, 4), "small": (192, 6, 6), "base": (384, 12, 6), "large": (768, 12, 12)}
 """The size dial: width, depth and heads."""
@@ -110,25 +111,37 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
+class Adapter(nn.Module):
+    """What a domain adds to the shared blocks: its embedding of patches, and of positions."""
+
+    def __init__(self, tokenizer: Tokenizer, width: int) -> None:
+        super().__init__()
+        self.embedding = tokenizer.embedding(width)
+        self.position = nn.Linear(tokenizer.feature_width, width)
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "B N L"]:
+        """Embedding and position."""
+        return self.embedding(tokens) + self.position(tokens.features)
+
+
 class Encoder(nn.Module):
-    """Embedding, position and transformer blocks.
+    """One adapter for each domain, and transformer blocks that all domains share.
 
     Parameters
     ----------
     config
         Size.
-    tokenizer
-        Gives the channels, the patch size and the width of the position features.
+    tokenizers
+        By name of the domain: give the embedding of patches and the width of the position features.
     """
 
-    def __init__(self, config: EncoderConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: EncoderConfig, tokenizers: Mapping[str, Tokenizer]) -> None:
         super().__init__()
         width, depth, heads = config.resolved
         self.width = width
         self.latent_layers = [layer % (depth + 1) for layer in config.latent_layers]
         self.latent_width = width * len(self.latent_layers)
-        self.embedding = PatchEmbedding(tokenizer.channels, tokenizer.patch_size, width)
-        self.position = nn.Linear(tokenizer.feature_width, width)
+        self.domains = nn.ModuleDict({name: Adapter(tokenizer, width) for name, tokenizer in tokenizers.items()})
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         initialise(self, depth)
 
@@ -143,10 +156,19 @@ class Encoder(nn.Module):
 
     def _outputs(self, tokens: Tokens) -> list[Float[Tensor, "B N L"]]:
         seen = tokens.seen
-        outputs = [self.embedding(tokens) + self.position(tokens.features)]
+        outputs = [of_domain(self.domains, tokens.domain)(tokens)]
         for block in self.blocks:
             outputs.append(block(outputs[-1], seen))
         return outputs
+
+
+def of_domain(modules: nn.ModuleDict, domain: str) -> nn.Module:
+    """The part of a domain; a model of one domain need not be told which."""
+    if not domain and len(modules) == 1:
+        return next(iter(modules.values()))
+    if domain not in modules:
+        raise UserError(f"the model has no domain '{domain}'; its domains are {', '.join(modules)}.")
+    return modules[domain]
 
 
 def initialise(module: nn.Module, depth: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cftime
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -18,114 +17,38 @@ import xarray as xr
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.baselines import Climatology, DampedPersistence, Forecaster, Persistence, fields
 from sciJEPA.errors import UserError
+from sciJEPA.labelling import (
+    issue_steps,
+    label_fields,
+    latent_rows,
+    latest_tokens,
+    lead_label,
+    lead_steps,
+    place_weights,
+    positions,
+    series_numbers,
+    steps_of,
+    target_weights,
+    time_labels,
+    to_dataset,
+    with_outcome,
+)
 from sciJEPA.loader import WindowReader
-from sciJEPA.normalize import Normalizer, fit_normalizer
-from sciJEPA.probes import STRENGTHS, Ridge, Rows
-from sciJEPA.samples import Ranges, contiguous, window_starts
-from sciJEPA.score_table import lead_days
+from sciJEPA.normalize import fit_normalizer
+from sciJEPA.probes import STRENGTHS, Ridge
+from sciJEPA.samples import Ranges
 from sciJEPA.scores import rmse
 
-
-def lead_steps(lead: str, archive: Archive) -> int:
-    """Steps of a lead time such as "3D" or "6H"; it must be a whole number of the archive's steps."""
-    days, unit = lead_days(lead)
-    steps = days if unit == "step" else days * 24 / archive.cadence
-    nearest = round(steps)
-    # Months have 28 to 31 days; anything else has to fit.
-    if nearest < 1 or abs(steps - nearest) > (0.1 * nearest if unit in ("m", "mo", "y") else 1e-6):
-        raise UserError(
-            f"a lead of {lead} is {steps:.3g} steps of {archive.source}, whose steps are {archive.cadence:g} hours; "
-            f"use a multiple such as {lead_label(1, archive)} or {lead_label(3, archive)}."
-        )
-    return nearest
-
-
-def lead_label(steps: int, archive: Archive) -> str:
-    """A lead of so many steps in the way users write it."""
-    hours = steps * archive.cadence
-    if archive.calendar == "none":
-        return str(steps)
-    if 27 * 24 <= archive.cadence <= 32 * 24:
-        return f"{steps}M"
-    return f"{hours / 24:g}D" if hours % 24 == 0 else f"{hours:g}H"
-
-
-def issue_steps(archive: Archive, split: Ranges, context: int, horizon: int) -> np.ndarray:
-    """Issue steps whose window of `context` steps and whose next `horizon` steps lie in the split without a gap."""
-    return window_starts(archive, split, context + horizon) + context - 1
-
-
-def target_weights(archive: Archive) -> np.ndarray:
-    """Area weight of every target (V, *space), flattened; mean 1."""
-    return np.tile(archive.space.weights.ravel(), len(archive.channels))
-
-
-def to_dataset(
-    predictions: Sequence[np.ndarray], archive: Archive, normalizer: Normalizer, steps: np.ndarray, leads: Sequence[int]
-) -> xr.Dataset:
-    """Standardised anomalies of each lead, shape (n, V H W), as fields in physical units under the archive's names."""
-    shape = (len(steps), len(archive.channels), *archive.shape)
-    physical = np.stack(
-        [
-            normalizer.invert(p.reshape(shape), archive.time[steps + lead])
-            for p, lead in zip(predictions, leads, strict=True)
-        ],
-        axis=1,
-    )
-    return label_fields(physical, archive, steps, leads)
-
-
-def label_fields(physical: np.ndarray, archive: Archive, steps: np.ndarray, leads: Sequence[int]) -> xr.Dataset:
-    """Fields (n, leads, V, H, W) in physical units, `leads` steps after the issue steps, under the archive's names."""
-    valid = np.stack([np.asarray(archive.time[steps + lead]) for lead in leads], axis=1)
-    space = archive.space.dims
-    coords: dict[str, Any] = {
-        "init_time": np.asarray(archive.time[steps]),
-        "lead_time": ("lead_time", _lead_values(archive, leads), {"long_name": "time since issue"}),
-        "valid_time": (("init_time", "lead_time"), valid),
-        **_coordinates_on(archive, space),
-        **series_coordinates(archive, steps, "init_time"),
-    }
-    variables: dict[str, Any] = {}
-    for name in archive.variables:
-        numbers = [i for i, channel in enumerate(archive.channels) if channel.variable == name]
-        attrs = {
-            key: archive.ds[name].attrs[key]
-            for key in ("units", "long_name", "standard_name")
-            if key in archive.ds[name].attrs
-        }
-        if archive.channels[numbers[0]].level is None:
-            variables[name] = (("init_time", "lead_time", *space), physical[:, :, numbers[0]], attrs)
-        else:
-            level = archive.axes["level"]
-            coords |= _coordinates_on(archive, (level,))
-            variables[name] = (("init_time", "lead_time", level, *space), physical[:, :, numbers], attrs)
-    return xr.Dataset(variables, coords=coords)
-
-
-def _coordinates_on(archive: Archive, dims: Sequence[str]) -> dict[str, Any]:
-    """The archive's coordinates on these dimensions, without the way in which they were stored."""
-    return {
-        str(name): (coordinate.dims, coordinate.values, coordinate.attrs)
-        for name, coordinate in archive.ds.coords.items()
-        if coordinate.dims and set(coordinate.dims) <= set(dims)
-    }
-
-
-def place_weights(archive: Archive) -> xr.DataArray:
-    """Area weight of every place, on the archive's own dimensions; mean 1."""
-    return xr.DataArray(archive.space.weights, dims=archive.space.dims)
-
-
-def time_labels(archive: Archive) -> list[str]:
-    """Every time as a normaliser's `trained_on` writes it; Index.astype(str) leaves midnight out."""
-    return [str(time) for time in archive.time]
-
-
-def _lead_values(archive: Archive, leads: Sequence[int]) -> np.ndarray:
-    if archive.calendar == "none":
-        return np.asarray(leads)
-    return pd.to_timedelta(np.asarray(leads) * archive.cadence, unit="h").to_numpy()
+__all__ = [
+    "ForecastProbe",
+    "issue_steps",
+    "latest_tokens",
+    "lead_label",
+    "lead_steps",
+    "skill",
+    "target_weights",
+    "to_dataset",
+]
 
 
 @dataclass
@@ -190,12 +113,12 @@ class ForecastProbe:
         leads = [self.lead] if isinstance(self.lead, str) else list(self.lead)
         self.leads_ = [lead_steps(lead, archive) for lead in leads]
         horizon = max(self.leads_)
-        steps = _steps_of(latents, archive)
+        steps = steps_of(latents, archive)
         if validation is None:
             steps, held_out = _hold_out(steps, archive, horizon)
             held_latents = latents
         else:
-            held_latents, held_out = validation, _steps_of(validation, archive)
+            held_latents, held_out = validation, steps_of(validation, archive)
             if len(np.intersect1d(steps, held_out)):
                 raise UserError(
                     "validation shares times with the training latents; a strength chosen there is worthless."
@@ -215,7 +138,7 @@ class ForecastProbe:
         self.model_id_ = latents.attrs.get("model_id", "")
         self.tuned_until_ = str(archive.time[int(held_out.max())])
         self.ridge_ = Ridge(self.strengths).fit(
-            _latent_rows([latents, held_latents], archive),
+            latent_rows([latents, held_latents], archive),
             [fields(self.reader_, lead) for lead in self.leads_],
             train,
             chosen,
@@ -237,13 +160,13 @@ class ForecastProbe:
             raise UserError(
                 f"the probe was fitted on latents of model {self.model_id_}, these are of model {model_id}."
             )
-        steps = _with_outcome(_steps_of(latents, self.archive_), self.archive_, max(self.leads_))
+        steps = with_outcome(steps_of(latents, self.archive_), self.archive_, max(self.leads_))
         if not len(steps):
             raise UserError(
                 f"none of these latents is followed by {max(self.leads_)} steps in {self.archive_.source}, from which "
                 "valid times are labelled; predict from earlier latents."
             )
-        self.ridge_._features = _latent_rows([latents], self.archive_)
+        self.ridge_._features = latent_rows([latents], self.archive_)
         forecast = to_dataset(self.ridge_.predict(steps), self.archive_, self.normalizer_, steps, self.leads_)
         forecast.attrs = {
             "model_id": model_id,
@@ -345,60 +268,17 @@ def _trained_steps(forecast: xr.Dataset, archive: Archive, steps: np.ndarray) ->
 
 def _issue_and_leads(forecast: xr.Dataset, archive: Archive) -> tuple[np.ndarray, list[int]]:
     """Issue steps of a forecast and its leads in steps."""
-    series = _series_numbers(forecast, archive)
-    steps = _positions(forecast["init_time"].values, archive, series)
+    series = series_numbers(forecast, archive)
+    steps = positions(forecast["init_time"].values, archive, series)
     valid = forecast["valid_time"].transpose("init_time", "lead_time").values
     repeated = None if series is None else np.repeat(series, valid.shape[1])
-    ahead = _positions(valid.ravel(), archive, repeated).reshape(valid.shape) - steps[:, None]
+    ahead = positions(valid.ravel(), archive, repeated).reshape(valid.shape) - steps[:, None]
     if not len(steps) or steps.min() < 0 or (ahead < 1).any() or (ahead != ahead[0]).any():
         raise UserError(
             f"the forecast's init_time and valid_time are not times of {archive.source}; pass the archive that the "
             "probe was fitted on."
         )
     return steps, ahead[0].tolist()
-
-
-def series_coordinates(archive: Archive, steps: np.ndarray, dim: str) -> dict[str, Any]:
-    """Which member or trajectory each step belongs to, under the archive's own names, as coordinates along `dim`."""
-    shape = tuple(archive.ds.sizes[name] for name in archive.series)
-    numbers = np.unravel_index(steps // archive.steps_per_series, shape) if shape else ()
-    return {
-        name: (dim, archive.ds[name].values[index] if name in archive.ds.coords else index)
-        for name, index in zip(archive.series, numbers, strict=True)
-    }
-
-
-def _series_numbers(labelled: xr.Dataset, archive: Archive) -> np.ndarray | None:
-    """The series of each labelled time, from its coordinates; None where the archive has one series."""
-    if not archive.series:
-        return None
-    numbers = []
-    for name in archive.series:
-        own = archive.ds[name].to_index() if name in archive.ds.coords else pd.RangeIndex(archive.ds.sizes[name])
-        numbers.append(own.get_indexer(labelled[name].values))
-    if min(part.min(initial=0) for part in numbers) < 0:
-        raise UserError(f"some of the {', '.join(archive.series)} labels are not those of {archive.source}.")
-    return np.ravel_multi_index(numbers, tuple(archive.ds.sizes[name] for name in archive.series))
-
-
-def _positions(times: np.ndarray, archive: Archive, series: np.ndarray | None = None) -> np.ndarray:
-    """Steps of the archive with these times; -1 for those that it lacks."""
-    if isinstance(archive.time, xr.CFTimeIndex) and times.dtype.kind == "M":
-        # Dates of the standard calendar come back from a store as datetime64.
-        dates = pd.DatetimeIndex(times).to_pydatetime()
-        calendar = str(archive.time.calendar)
-        times = np.array([cftime.datetime(*d.timetuple()[:6], d.microsecond, calendar=calendar) for d in dates])
-    return archive.step_of(pd.Index(times), series)
-
-
-def _steps_of(latents: xr.Dataset, archive: Archive) -> np.ndarray:
-    steps = _positions(latents["time"].values, archive, _series_numbers(latents, archive))
-    if (steps < 0).any() or not len(steps):
-        raise UserError(
-            f"{int((steps < 0).sum())} of {len(steps)} latent times are not times of {archive.source}; embed that "
-            "archive, or pass the one that the latents come from."
-        )
-    return steps
 
 
 def _hold_out(steps: np.ndarray, archive: Archive, horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -419,7 +299,7 @@ def _apart(steps: np.ndarray, held_out: np.ndarray, archive: Archive, horizon: i
     shared = bool(np.isin(steps // length, held_out // length).any())
     local, first, last = steps % length, (held_out % length).min(), (held_out % length).max()
     train = steps[(local + horizon < first) | (local > last)] if shared else steps
-    return _with_outcome(train, archive, horizon), _with_outcome(chosen, archive, horizon)
+    return with_outcome(train, archive, horizon), with_outcome(chosen, archive, horizon)
 
 
 def _ranges_of(steps: np.ndarray, archive: Archive, before: int, after: int) -> Ranges:
@@ -431,35 +311,3 @@ def _ranges_of(steps: np.ndarray, archive: Archive, before: int, after: int) -> 
         start, stop = max(number * length, int(own.min()) - before), int(own.max()) + after + 1
         ranges.append((start, min(stop, (number + 1) * length)))
     return tuple(ranges)
-
-
-def _with_outcome(steps: np.ndarray, archive: Archive, horizon: int) -> np.ndarray:
-    """The issue steps that are followed by `horizon` steps without a gap."""
-    inside = steps[steps + horizon < len(archive)]
-    breaks = np.cumsum(~contiguous(archive))
-    return inside[breaks[inside + horizon] == breaks[inside]]
-
-
-def latest_tokens(latents: xr.Dataset) -> xr.DataArray:
-    """The tokens that end at the issue time: the state from which a forecast starts."""
-    offset = latents["token_offset"].values
-    return latents["latents"].isel(token=np.flatnonzero(offset == offset.max()))
-
-
-def _latent_rows(parts: Sequence[xr.Dataset], archive: Archive) -> Rows:
-    """Rows of latents by issue step, read from whichever part holds the step."""
-    arrays = [latest_tokens(part) for part in parts]
-    position = np.full((2, len(archive)), -1)
-    for number, part in enumerate(parts):
-        where = _steps_of(part, archive)
-        position[:, where] = np.array([np.full(len(where), number), np.arange(len(where))])
-
-    def read(steps: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(steps), arrays[0].shape[1] * arrays[0].shape[2]), dtype=np.float32)
-        for number, array in enumerate(arrays):
-            mine = position[0, steps] == number
-            if mine.any():
-                rows[mine] = array.isel(time=position[1, steps[mine]]).values.reshape(int(mine.sum()), -1)
-        return rows
-
-    return Rows(read, arrays[0].shape[1] * arrays[0].shape[2])

@@ -1,18 +1,18 @@
 """Models as folders: safetensors, JSON and a card; loading runs nobody's code.
 
-A model folder holds `model.safetensors` (weights), `statistics.safetensors` (climatology and spread), `config.json`
-(how to build it, for which grid and channels, where it comes from, and the SHA-256 of the two) and `README.md` (the
-card).
+A model folder holds `model.safetensors` (weights), `statistics.safetensors` (climatology and spread of every domain),
+`config.json` (how to build it, for which places and channels, where it comes from, and the SHA-256 of the two) and
+`README.md` (the card).
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,25 +23,80 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.config import RunConfig, config_from_dict, config_to_dict
+from sciJEPA.config import DomainConfig, RunConfig, config_from_dict, config_to_dict
 from sciJEPA.errors import UserError
 from sciJEPA.folders import complete_folder
 from sciJEPA.jepa import JEPA
 from sciJEPA.normalize import Normalizer
-from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer
+from sciJEPA.tokenizers.base import Tokenizer
 
 WEIGHTS, STATISTICS, CONFIG, CARD = "model.safetensors", "statistics.safetensors", "config.json", "README.md"
+ARRAYS, PLAIN = ("coefficients", "spread", "missing_share"), ("annual", "daily", "trained_on")
+"""Fields of a Normalizer that are saved as arrays, and those that go into the description."""
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """One kind of archive that a model knows: how it is cut, masked and normalised, and of which places and channels.
+
+    `spec` and `tokenizer` are those of the archive at hand; `trained` is the specification of the training archive.
+    """
+
+    name: str
+    config: DomainConfig
+    spec: Any
+    normalizer: Normalizer
+    units: tuple[str, ...]
+    tokenizer: Tokenizer
+    trained: Any
+
+    @classmethod
+    def of(cls, name: str, config: DomainConfig, spec: Any, normalizer: Normalizer, units: Sequence[str]) -> "Domain":
+        """The domain as it was trained."""
+        return cls(name, config, spec, normalizer, tuple(units), config.tokenizer.build(spec), spec)
+
+    def open(self, archive: str | os.PathLike | xr.Dataset | Archive) -> Archive:
+        """The archive with those variables of the domain that it has."""
+        variables = list(dict.fromkeys(name.split("@")[0] for name in self.trained.channels))
+        opened = open_archive(archive, **self.config.data.how)
+        present = [name for name in variables if name in opened.ds.data_vars]
+        return open_archive(archive, variables=present or variables, **self.config.data.how)
+
+    def meet(self, archive: Archive) -> "Domain":
+        """The domain for this archive; refused where it differs from the training archive in what must agree.
+
+        A part of the channels may be absent. What else may differ is the tokenizer's to say (`may_differ`).
+        """
+        data = self.config.data
+        spec = self.config.tokenizer.describe(archive, data.window, data.context)
+        if hasattr(spec, "scaled_as"):  # known parameters, on the scale of training
+            spec = spec.scaled_as(self.trained)
+        numbers = [self.trained.channels.index(name) for name in spec.channels if name in self.trained.channels]
+        if len(numbers) != len(spec.channels):
+            _refuse("channels", ", ".join(spec.channels), ", ".join(self.trained.channels), archive)
+        units = tuple(self.units[number] for number in numbers)
+        found = tuple(channel.units for channel in archive.channels)
+        if found != units:
+            _refuse("units", ", ".join(found), ", ".join(units), archive)
+        free = ("channels", *getattr(self.config.tokenizer, "may_differ", ()))
+        for part in dataclasses.fields(spec):
+            own, given = getattr(self.trained, part.name), getattr(spec, part.name)
+            if part.name not in free and not _agree(own, given, 0.05 if part.name == "cadence" else 0.0):
+                unit = " hours" if part.name == "cadence" else ""
+                _refuse(part.name, f"{_in_words(given)}{unit}", f"{_in_words(own)}{unit}", archive)
+        tokenizer = self.config.tokenizer.build(spec)
+        return dataclasses.replace(
+            self, spec=spec, normalizer=self.normalizer.select(numbers), units=units, tokenizer=tokenizer
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A JEPA with all that it needs to meet an archive: tokenizer, statistics, configuration and provenance."""
+    """A JEPA with all that it needs to meet archives: for each domain tokenizer and statistics, and provenance."""
 
     jepa: JEPA
-    normalizer: Normalizer
+    domains: Mapping[str, Domain]
     config: RunConfig
-    spec: GridSpec
-    units: tuple[str, ...]
     provenance: dict[str, Any]
 
     @property
@@ -49,24 +104,56 @@ class Model:
         """First twelve digits of the SHA-256 of the weights: what latents and forecasts are labelled with."""
         return _weights_digest(self.jepa)[:12]
 
-    def check(self, archive: Archive) -> None:
-        """Refuse an archive that differs from the training archive in channels, units, grid or cadence."""
-        found = tuple(channel.name for channel in archive.channels)
-        _same("channels", ", ".join(found), ", ".join(self.spec.channels), archive)
-        _same("units", ", ".join(c.units for c in archive.channels), ", ".join(self.units), archive)
-        for axis in ("latitude", "longitude"):
-            own, given = np.asarray(getattr(self.spec, axis)), getattr(archive, axis)
-            if own.shape != given.shape or not np.allclose(own, given, atol=1e-3):
-                _same(axis, _span(given), _span(own), archive, force=True)
-        if not np.isclose(archive.cadence, self.spec.cadence, rtol=0.05):
-            _same("cadence", f"{archive.cadence:g} hours", f"{self.spec.cadence:g} hours", archive, force=True)
+    @property
+    def only(self) -> Domain:
+        """The domain of a model that has one."""
+        if len(self.domains) > 1:
+            raise UserError(f"the model has {len(self.domains)} domains; name one of {', '.join(self.domains)}.")
+        return next(iter(self.domains.values()))
 
-    def open(self, archive: str | os.PathLike | xr.Dataset | Archive) -> Archive:
-        """The archive with the variables of this model, checked."""
-        variables = list(dict.fromkeys(name.split("@")[0] for name in self.spec.channels))
-        opened = open_archive(archive, variables=variables)
-        self.check(opened)
-        return opened
+    @property
+    def normalizer(self) -> Normalizer:
+        """Statistics of a model of one domain."""
+        return self.only.normalizer
+
+    @property
+    def spec(self) -> Any:
+        """What the tokenizer of a model of one domain knows of its archive."""
+        return self.only.spec
+
+    def open(
+        self, archive: str | os.PathLike | xr.Dataset | Archive, domain: str | None = None
+    ) -> tuple[Archive, Domain]:
+        """The archive with the variables of this model, and the domain that it belongs to, checked.
+
+        Parameters
+        ----------
+        domain
+            Name of the domain; in a joint model found from the archive if not given.
+        """
+        if domain is not None and domain not in self.domains:
+            raise UserError(f"the model has no domain '{domain}'; its domains are {', '.join(self.domains)}.")
+        if domain is None and len(self.domains) > 1:
+            return self._find(archive)
+        chosen = self.only if domain is None else self.domains[domain]
+        opened = chosen.open(archive)
+        return opened, chosen.meet(opened)
+
+    def _find(self, archive: str | os.PathLike | xr.Dataset | Archive) -> tuple[Archive, Domain]:
+        """The one domain that the archive fits."""
+        fitting, reasons = [], []
+        for domain in self.domains.values():
+            try:
+                opened = domain.open(archive)
+                fitting.append((opened, domain.meet(opened)))
+            except UserError as error:
+                reasons.append(f"{domain.name}: {error}")
+        if not fitting:
+            raise UserError("the archive fits no domain of the model. " + " ".join(reasons))
+        if len(fitting) > 1:
+            names = ", ".join(domain.name for _, domain in fitting)
+            raise UserError(f"the archive fits several domains of the model; say which with domain=: {names}.")
+        return fitting[0]
 
     def embed(self, archive: str | os.PathLike | xr.Dataset | Archive, **options: Any) -> xr.Dataset:
         """Labelled latents; see `sciJEPA.embed`."""
@@ -81,14 +168,14 @@ class Model:
         return energy(self, archive, **options)
 
     def __repr__(self) -> str:
-        grid = self.jepa.tokenizer.grid
-        width = self.jepa.encoder.latent_width
+        parts = []
+        for name, domain in self.domains.items():
+            grid = domain.tokenizer.grid
+            tokens = f"{grid.context_times * grid.per_time} tokens"
+            parts.append(f"{name} ({len(domain.spec.channels)} channels, {tokens})")
         parameters = sum(p.numel() for p in self.jepa.encoder.parameters())
-        return (
-            f"<Model {self.id}: {len(self.spec.channels)} channels on {len(self.spec.latitude)} x "
-            f"{len(self.spec.longitude)}, {grid.context_times * grid.per_time} tokens of width {width}, "
-            f"{parameters:,} encoder parameters>"
-        )
+        width = self.jepa.encoder.latent_width
+        return f"<Model {self.id}: {', '.join(parts)}, latents of width {width}, {parameters:,} encoder parameters>"
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write the model folder, complete or not at all; nothing is written over.
@@ -100,21 +187,19 @@ class Model:
         """
         with complete_folder(folder) as partial:
             save_file({k: v.contiguous() for k, v in self.jepa.state_dict().items()}, partial / WEIGHTS)
-            arrays = ("coefficients", "spread", "missing_share")
             save_arrays(
-                {name: np.ascontiguousarray(getattr(self.normalizer, name)) for name in arrays}, partial / STATISTICS
+                {
+                    f"{name}/{key}": np.ascontiguousarray(getattr(domain.normalizer, key))
+                    for name, domain in self.domains.items()
+                    for key in ARRAYS
+                },
+                partial / STATISTICS,
             )
             description = {
-                "format": 1,
+                "format": 2,
                 "id": self.id,
                 "config": config_to_dict(self.config),
-                "spec": dataclasses.asdict(self.spec),
-                "units": list(self.units),
-                "statistics": {
-                    "annual": self.normalizer.annual,
-                    "daily": self.normalizer.daily,
-                    "trained_on": list(self.normalizer.trained_on),
-                },
+                "domains": {name: _describe(domain) for name, domain in self.domains.items()},
                 "provenance": self.provenance,
                 "sha256": {name: _file_digest(partial / name) for name in (WEIGHTS, STATISTICS)},
             }
@@ -148,19 +233,13 @@ def load(path: str | os.PathLike) -> Model:
                     f"{folder / name} is damaged or was changed after saving: its SHA-256 differs from {CONFIG}."
                 )
         config = config_from_dict(description["config"], str(folder / CONFIG))
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["spec"].items()}
-        spec = GridSpec(**fields)
         weights, arrays = load_file(folder / WEIGHTS), load_arrays(folder / STATISTICS)
-        statistics = description["statistics"]
-        normalizer = Normalizer(
-            **arrays,
-            annual=statistics["annual"],
-            daily=statistics["daily"],
-            trained_on=tuple(statistics["trained_on"]),
-        )
-        jepa = build_jepa(config, spec)
+        domains = {
+            name: _restore(name, part, config.parts[name], arrays) for name, part in description["domains"].items()
+        }
+        jepa = build_jepa(config, {name: domain.tokenizer for name, domain in domains.items()})
         jepa.load_state_dict(weights)
-        return Model(jepa.eval(), normalizer, config, spec, tuple(description["units"]), description["provenance"])
+        return Model(jepa.eval(), domains, config, description["provenance"])
     except UserError:
         raise
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -171,42 +250,67 @@ def load(path: str | os.PathLike) -> Model:
         ) from error
 
 
-def grid_spec(archive: Archive, config: RunConfig) -> GridSpec:
-    """What the tokenizer must know of the archive."""
-    return GridSpec(
-        channels=tuple(channel.name for channel in archive.channels),
-        latitude=tuple(archive.latitude.tolist()),
-        longitude=tuple(archive.longitude.tolist()),
-        cadence=archive.cadence,
-        periodic=archive.periodic,
-        window=config.data.window,
-        context=config.data.context,
-    )
+def _describe(domain: Domain) -> dict[str, Any]:
+    """A domain as plain values."""
+    statistics = {key: getattr(domain.normalizer, key) for key in PLAIN}
+    return {"spec": dataclasses.asdict(domain.spec), "units": list(domain.units), "statistics": statistics}
 
 
-def build_jepa(config: RunConfig, spec: GridSpec) -> JEPA:
+def _restore(name: str, part: Mapping[str, Any], config: DomainConfig, arrays: Mapping[str, np.ndarray]) -> Domain:
+    statistics: dict[str, Any] = {key: arrays[f"{name}/{key}"] for key in ARRAYS}
+    statistics |= {key: tuple(value) if isinstance(value, list) else value for key, value in part["statistics"].items()}
+    normalizer = Normalizer(**statistics)
+    return Domain.of(name, config, config.tokenizer.restore(part["spec"]), normalizer, part["units"])
+
+
+def tokenizers_of(archives: Mapping[str, Archive], config: RunConfig) -> dict[str, Tokenizer]:
+    """The tokenizer of each domain's training archive."""
+    built = {}
+    for name, part in config.parts.items():
+        spec = part.tokenizer.describe(archives[name], part.data.window, part.data.context)
+        built[name] = part.tokenizer.build(spec)
+    return built
+
+
+def build_jepa(config: RunConfig, tokenizers: Mapping[str, Tokenizer]) -> JEPA:
     """The untrained model: weights follow from the configuration's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        tokenizer = GridTokenizer(config.tokenizer, spec)
-        return JEPA(tokenizer, config.encoder, config.predictor, config.objective)
+        return JEPA(tokenizers, config.encoder, config.predictor, config.objective)
 
 
 def random_model(model: Model) -> Model:
     """The same architecture with the weights it had before training: the control of that name."""
-    return dataclasses.replace(model, jepa=build_jepa(model.config, model.spec).eval())
+    jepa = build_jepa(model.config, model.jepa.tokenizers)
+    return dataclasses.replace(model, jepa=jepa.eval())
 
 
-def _same(what: str, found: str, needed: str, archive: Archive, *, force: bool = False) -> None:
-    if force or found != needed:
-        raise UserError(
-            f"the model does not fit {archive.source}: its {what} are {found or 'none'}, the model was trained on "
-            f"{needed or 'none'}; select, convert or regrid the archive to match."
-        )
+def _refuse(what: str, found: str, needed: str, archive: Archive) -> NoReturn:
+    raise UserError(
+        f"the model does not fit {archive.source}: its {what} are {found or 'none'}, the model was trained on "
+        f"{needed or 'none'}; select, convert or regrid the archive to match."
+    )
 
 
-def _span(values: np.ndarray) -> str:
-    return f"{len(values)} from {values[0]:g} to {values[-1]:g}"
+def _agree(own: Any, given: Any, tolerance: float) -> bool:
+    """Equal values; numbers up to rounding, or to a relative tolerance."""
+    try:
+        first, second = np.asarray(own), np.asarray(given)
+    except ValueError:  # rows of unequal length
+        return bool(own == given)
+    if first.dtype.kind not in "fiu" or second.dtype.kind not in "fiu":
+        return bool(own == given)
+    return first.shape == second.shape and np.allclose(first, second, rtol=tolerance, atol=0 if tolerance else 1e-3)
+
+
+def _in_words(value: Any) -> str:
+    """A value for a message: number and ends of many, all of a few."""
+    values = np.asarray(value)
+    if values.dtype.kind in "fiu" and values.size > 1:
+        return f"{len(values)} from {values.ravel()[0]:g} to {values.ravel()[-1]:g}"
+    if values.ndim and values.size > 4:
+        return f"{len(values)} of them"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _weights_digest(jepa: JEPA) -> str:
@@ -229,14 +333,18 @@ def _file_digest(path: Path) -> str:
 
 def _card(model: Model) -> str:
     config, provenance = model.config, model.provenance
+    parts = []
+    for name, domain in model.domains.items():
+        parts.append(
+            f"- {name}: {', '.join(domain.spec.channels)}, every {domain.spec.cadence:g} hours; statistics and weights "
+            f"from {' to '.join(domain.normalizer.trained_on)} only"
+        )
     return f"""# {provenance.get("name", "sciJEPA model")} ({model.id})
 
 A joint-embedding predictive architecture, pretrained without labels by sciJEPA {provenance.get("sciJEPA")}.
 
 - archive: {provenance.get("archive")}
-- channels: {", ".join(model.spec.channels)}, every {model.spec.cadence:g} hours
-- grid: latitude {_span(np.asarray(model.spec.latitude))}, longitude {_span(np.asarray(model.spec.longitude))}
-- statistics and weights from {" to ".join(model.normalizer.trained_on)} only
+{chr(10).join(parts)}
 - objective: {config.objective.target}, {config.training.steps} steps of {config.training.batch_size} windows
 
     import sciJEPA

@@ -8,26 +8,27 @@ grade in numbers: the verdict is a sentence, with the command that helps.
 
 import math
 import os
+import shlex
 import time as clock
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from sciJEPA.archive import Archive, open_in_any_order, why_not_used
+from sciJEPA.archive import Archive, Source, open_in_any_order, why_not_used
 from sciJEPA.axes import describe_hours, find_axis, hours_per_number, level_of, role_of_series, time_label
 from sciJEPA.errors import UserError
 
 SAMPLED_STEPS = 64
 SECONDS_OF_SAMPLING = 10.0
 SECONDS_OF_TIMING = 1.0
-BYTES_PER_CHUNK = 4_000_000  # what we suggest: large enough to compress well, small enough for random windows
 BOUNDS_DIMS = {"bnds", "bounds", "nv", "nb2", "vertices", "nvertex", "axis_nbounds"}
 
 
-def inspect(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, window: int = 8) -> dict[str, Any]:
+def inspect(source: Source, *, window: int = 8, **how: Any) -> dict[str, Any]:
     """Describe an archive; ``window`` is the number of time steps that a training sample will have.
+
+    ``how`` are further options of ``open_archive``, such as ``group`` or ``storage_options``.
 
     Returns
     -------
@@ -45,7 +46,7 @@ def inspect(source: str | os.PathLike | xr.Dataset | xr.DataArray | Archive, *, 
     """
     if window < 1:
         raise UserError(f"a window needs at least 1 time step, but window={window}; use for example window=8.")
-    archive = open_in_any_order(source)
+    archive = open_in_any_order(source, **how)
     if len(archive) == 0:
         raise UserError(
             f"{archive.source} has no time steps along {archive.axes['time']}; there is nothing to inspect."
@@ -155,7 +156,21 @@ def _describe_variable(archive: Archive, name: str) -> dict[str, Any]:
         "chunks": [int(size) for size in chunks] if chunks else None,
         "shards": [int(size) for size in shards] if shards else None,
         "codec": _codec(encoding),
+        "chunks_absent": _chunks_absent(archive, name),
     }
+
+
+def _chunks_absent(archive: Archive, name: str) -> float | None:
+    """Share of a variable's chunks (or shards) that a local Zarr store does not hold; None for other storage."""
+    path = os.path.join(archive.source, name)
+    if not archive.format.startswith("zarr") or not os.path.isdir(path):
+        return None
+    import zarr
+
+    array = zarr.open_array(path, mode="r")
+    counts = [-(-size // step) for size, step in zip(array.shape, array.shards or array.chunks, strict=True)]
+    stored = sum(name[:1].isdigit() or name.startswith("c") for _, _, names in os.walk(path) for name in names)
+    return max(0.0, 1 - stored / max(1, math.prod(counts)))
 
 
 def _codec(encoding: Any) -> str:
@@ -262,6 +277,8 @@ def _verdict_on_time(archive: Archive, time: dict[str, Any]) -> list[str]:
 def _verdict_on_values(variables: dict[str, Any]) -> list[str]:
     sentences = []
     for name, described in variables.items():
+        if described["chunks_absent"]:
+            sentences.append(f"{described['chunks_absent']:.1%} of the chunks of {name} are not stored.")
         low, high = described["minimum"], described["maximum"]
         if described["nan_share"] == 1:
             sentences.append(f"{name} is missing throughout the sample; leave it out.")
@@ -300,24 +317,16 @@ def _verdict_on_chunks(archive: Archive, window: int) -> list[str]:
             f"{', '.join(small)}: chunks are too small, a window of {window} gathers {touched:.0f} of them."
         )
     if sentences and archive.format != "memory":
-        sentences.append(f"Rechunk once with: {rechunk_command(archive, window)}")
+        sentences.append(f"Rechunk once with: {rechunk_command(archive)}")
     return sentences
 
 
-def rechunk_command(archive: Archive, window: int) -> str:
-    """A line of Python that writes the archive anew, in whole maps of about 4 MB in a chunk."""
-    per_step = max(archive.ds[name].nbytes / len(archive) for name in archive.variables)
-    steps = int(max(1, min(BYTES_PER_CHUNK // per_step, 4 * window, len(archive))))
+def rechunk_command(archive: Archive) -> str:
+    """The command that writes the archive anew, in chunks that suit training."""
     source = archive.source
-    opened = {
-        "netcdf": f"xr.open_dataset({source!r}, chunks={{}})",
-        "netcdf folder": f"xr.open_mfdataset({source if '*' in source else os.path.join(source, '*.nc')!r})",
-    }.get(archive.format, f"xr.open_zarr({source!r})")
-    chunks = {dim: steps if role == "time" else -1 for role, dim in archive.axes.items()}
     folder_or_file = os.path.dirname(source) if "*" in source else source.rstrip("/")
-    base = os.path.splitext(os.path.basename(folder_or_file))[0] or "archive"
-    # The old encoding would ask for the old chunks.
-    return f"{opened}.drop_encoding().chunk({chunks}).to_zarr({base + '_rechunked.zarr'!r})"
+    base = os.path.splitext(os.path.basename(os.path.abspath(folder_or_file)))[0] or "archive"
+    return f"scijepa prepare {shlex.quote(source)} --out {shlex.quote(base + '_prepared.zarr')}"
 
 
 def format_inspection(report: dict[str, Any]) -> str:

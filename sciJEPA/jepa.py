@@ -1,5 +1,6 @@
 """Wiring: context, target, predict, energy. Nothing here learns that is not defined elsewhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from sciJEPA.encoder import Encoder, EncoderConfig
 from sciJEPA.errors import UserError
 from sciJEPA.losses import LossTerms, prediction_distance, regularise
-from sciJEPA.masking import MaskPlan
+from sciJEPA.masking import MaskPlan, TokenGrid
 from sciJEPA.predictor import Predictor, PredictorConfig
 from sciJEPA.target import MovingAverage, standardise
 from sciJEPA.tokenizers.base import Batch, Tokenizer, Tokens
@@ -56,56 +57,85 @@ class StepOutput:
 
 
 class JEPA(nn.Module):
-    """Joint-embedding predictive architecture: LeCun 2022, https://openreview.net/pdf?id=BZ5a1r-kVsf."""
+    """Joint-embedding predictive architecture: LeCun 2022, https://openreview.net/pdf?id=BZ5a1r-kVsf.
+
+    Parameters
+    ----------
+    tokenizers
+        By name of the domain; all domains share the blocks of encoder and predictor.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, encoder: EncoderConfig, predictor: PredictorConfig, objective: ObjectiveConfig
+        self,
+        tokenizers: Mapping[str, Tokenizer],
+        encoder: EncoderConfig,
+        predictor: PredictorConfig,
+        objective: ObjectiveConfig,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.objective = tokenizer, objective
-        self.encoder = Encoder(encoder, tokenizer)
+        self.tokenizers, self.objective = dict(tokenizers), objective
+        self.encoder = Encoder(encoder, tokenizers)
         self.norm = nn.LayerNorm(self.encoder.width)
-        patch_width = len(tokenizer.channels) * tokenizer.patch_size
+        patches = {name: target_values(tokenizer) for name, tokenizer in tokenizers.items()}
         self.predictor = Predictor(
             predictor,
             in_width=self.encoder.width,
-            feature_width=tokenizer.feature_width,
-            out_width=patch_width if objective.target == "mae" else self.encoder.width,
+            feature_widths={name: tokenizer.feature_width for name, tokenizer in tokenizers.items()},
+            out_width=patches if objective.target == "mae" else self.encoder.width,
         )
         self.target = MovingAverage(self.encoder)
 
-    def forward(self, batch: Batch, plan: MaskPlan) -> StepOutput:
-        """Loss of one batch under one mask plan."""
-        tokens = self.tokenizer(batch)
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a model of one domain."""
+        (only,) = self.tokenizers.values()
+        return only
+
+    def forward(self, batch: Batch, plan: MaskPlan, tokenizer: Tokenizer | None = None) -> StepOutput:
+        """Loss of one batch of one domain under one mask plan.
+
+        `tokenizer` is that of another archive of the batch's domain, where it is not the one of training.
+        """
+        tokenizer = tokenizer or self._tokenizer_of(batch)
+        tokens = tokenizer(batch)
         visible = tokens.take(plan.context)
         latents = self.encoder(visible)
         context = self.norm(latents)
         wanted = tokens.take(plan.target)
-        predicted = self.predictor(context, visible.features, wanted.features, visible.seen)
-        target = self._targets(tokens, wanted, plan)
-        variance, covariance = regularise(latents)
+        predicted = self.predictor(context, visible.features, wanted.features, visible.seen, tokens.domain)
+        target = self._targets(tokens, wanted, plan, tokenizer.grid)
+        variance, covariance = regularise(latents, visible.seen)
         prediction = prediction_distance(predicted, target, wanted.weight, distance=self.objective.distance)
         total = prediction + self.objective.variance * variance + self.objective.covariance * covariance
         return StepOutput(LossTerms(prediction, variance, covariance, total), latents, target, predicted)
 
-    def _targets(self, tokens: Tokens, wanted: Tokens, plan: MaskPlan) -> Float[Tensor, "B M Q"]:
+    def _targets(self, tokens: Tokens, wanted: Tokens, plan: MaskPlan, grid: TokenGrid) -> Float[Tensor, "B M Q"]:
         if self.objective.target == "mae":
             return wanted.values.flatten(2)
         encoder = self.target if self.objective.target == "ema" else self.encoder
-        past = self.tokenizer.grid.context_times * self.tokenizer.grid.per_time
+        past = grid.context_times * grid.per_time
         forecast = plan.strategy == "forecast"
         # Hidden parts of the issue window are encoded without its future: as the probes will see them.
         start, stop = (past if forecast and self.objective.scope == "future" else 0), (None if forecast else past)
-        scope = Tokens(
-            tokens.values[:, start:stop],
-            None if tokens.observed is None else tokens.observed[:, start:stop],
-            tokens.features[:, start:stop],
-        )
+        scope = tokens.span(start, stop)
         latents = encoder(scope)
         rows = torch.arange(len(latents), device=latents.device)[:, None]
-        return standardise(latents, self.objective.standardise)[rows, plan.target - start]
+        return standardise(latents, self.objective.standardise, scope.seen)[rows, plan.target - start]
 
-    def encode(self, batch: Batch, *, encoder: str = "target") -> Float[Tensor, "B N Z"]:
-        """Latents of all tokens of the batch's windows, from the "target" or the "online" encoder."""
+    def encode(
+        self, batch: Batch, *, encoder: str = "target", tokenizer: Tokenizer | None = None
+    ) -> Float[Tensor, "B N Z"]:
+        """Latents of all tokens of the batch's windows, from the "target" or the "online" encoder.
+
+        `tokenizer` is that of another archive of the batch's domain, where it is not the one of training.
+        """
         chosen = cast(Encoder, self.target.module) if encoder == "target" else self.encoder
-        return chosen.latents(self.tokenizer(batch))
+        return chosen.latents((tokenizer or self._tokenizer_of(batch))(batch))
+
+    def _tokenizer_of(self, batch: Batch) -> Tokenizer:
+        return self.tokenizers[batch.domain] if batch.domain else self.tokenizer
+
+
+def target_values(tokenizer: Tokenizer) -> int:
+    """Values in a token, of all its channels: what a masked autoencoder predicts for it."""
+    return tokenizer.channels_per_token * tokenizer.patch_size

@@ -4,9 +4,10 @@ Arrives: a model and an archive. Leaves: an `xr.Dataset` with one latent a token
 every token. The time of a latent is the last step of its issue window: what was known then, and no more.
 """
 
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.folders import complete_folder, refuse_existing
-from sciJEPA.hub import Model
+from sciJEPA.hub import Domain, Model
 from sciJEPA.loader import WindowReader
 from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.samples import window_starts
+from sciJEPA.tokenizers.base import Tokenizer
 
 MEMORY_LIMIT = 2**30
 """Latents above this many bytes must go to disk."""
@@ -33,6 +35,7 @@ def embed(
     model: Model,
     archive: str | os.PathLike | xr.Dataset | Archive,
     *,
+    domain: str | None = None,
     encoder: str = "target",
     out: str | os.PathLike | None = None,
     batch_size: int = 64,
@@ -45,7 +48,9 @@ def embed(
     model
         From `sciJEPA.load` or `sciJEPA.pretrain`.
     archive
-        A path, an `xr.Dataset` or an opened archive, with the model's channels, units, grid and cadence.
+        A path, an `xr.Dataset` or an opened archive, with the model's channels, units, places and cadence.
+    domain
+        Which domain of a joint model the archive belongs to; found from the archive if not given.
     encoder
         "target" (the moving average) or "online".
     out
@@ -56,9 +61,11 @@ def embed(
     Returns
     -------
     xr.Dataset
-        `latents` with dims (time, token, latent), not normalised, and the coordinates `token_latitude`,
-        `token_longitude` (degrees), `token_area` (share of the grid) and `token_offset` (hours from the issue time to
-        the token's last step). Windows with a gap are left out.
+        `latents` with dims (time, token, latent), not normalised; `observed` (time, token), the share of each token's
+        values that is not missing; and the coordinates of every token: its centre
+        (`token_latitude`, `token_longitude`; `token_x`...; `token_station`), `token_area` (share of the whole) and
+        `token_offset` (hours from the issue time to the token's last step). Members or trajectories follow each other
+        along time, with coordinates that say which. Windows with a gap are left out.
 
     Raises
     ------
@@ -69,10 +76,10 @@ def embed(
         raise UserError(f"encoder must be 'target' or 'online', got '{encoder}'.")
     if out is not None:
         refuse_existing(out)
-    archive = model.open(archive)
-    context = model.config.data.context
+    archive, chosen = model.open(archive, domain)
+    context = chosen.config.data.context
     starts = window_starts(archive, ((0, len(archive)),), context)
-    grid = model.jepa.tokenizer.grid
+    grid = chosen.tokenizer.grid
     size = len(starts) * grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
     if not len(starts):
         raise UserError(
@@ -83,15 +90,20 @@ def embed(
             f"the latents of {archive.source} take {size / 2**30:.1f} GB, more than {MEMORY_LIMIT / 2**30:.0f} GB; "
             "write them to disk with out='latents.zarr'."
         )
-    blocks = _encode(model, archive, starts, encoder, batch_size, progress)
-    labelled = (_label(model, archive, starts[a:b] + context - 1, encoder, values) for a, b, values in blocks)
+    blocks = _encode(model, chosen, archive, starts, encoder, batch_size, progress)
+    labelled = (_label(model, chosen, archive, starts[a:b] + context - 1, encoder, *v) for a, b, v in blocks)
     if out is None:
         return xr.concat(list(labelled), dim="time", coords="minimal", compat="override", join="override")
     return _write(labelled, Path(out))
 
 
 def energy(
-    model: Model, archive: str | os.PathLike | xr.Dataset | Archive, *, batch_size: int = 64, progress: bool = True
+    model: Model,
+    archive: str | os.PathLike | xr.Dataset | Archive,
+    *,
+    domain: str | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> xr.Dataset:
     """How surprising what followed was: distance between predicted and encoded latents of what came after.
 
@@ -102,8 +114,8 @@ def energy(
         `batch_size` windows around; time is the issue time, tokens are those after it. Not calibrated: compare within
         one archive.
     """
-    archive = model.open(archive)
-    data = model.config.data
+    archive, chosen = model.open(archive, domain)
+    data, grid = chosen.config.data, chosen.tokenizer.grid
     if data.window == data.context:
         raise UserError(
             "energy needs steps after the issue window, but the model has data.window equal to data.context."
@@ -112,32 +124,44 @@ def energy(
     if not len(starts):
         raise UserError(f"{archive.source} has no {data.window} consecutive steps without a gap; there is no energy.")
     device = next(model.jepa.parameters()).device
-    reader = WindowReader(archive, model.normalizer, memory_mb=data.memory_mb)
-    masker = Masker(model.jepa.tokenizer.grid, MaskingConfig(forecast=1, blocks=0))
+    reader = WindowReader(archive, chosen.normalizer, memory_mb=data.memory_mb)
+    masker = Masker(grid, MaskingConfig(forecast=1, blocks=0))
     parts = []
     for first in tqdm(
         range(0, len(starts), batch_size), desc="energy", disable=None if progress else True, file=sys.stderr
     ):
-        chosen = starts[first : first + batch_size]
+        rows = starts[first : first + batch_size]
         with torch.inference_mode():
-            plan = masker(chosen.tolist(), epoch=0, step=0)
+            plan = masker(rows.tolist(), epoch=0, step=0)
             plan = MaskPlan(plan.context.to(device), plan.target.to(device), plan.strategy)
-            output = model.jepa(reader.read(chosen, data.window).to(device), plan)
+            batch = dataclasses.replace(reader.read(rows, data.window), domain=chosen.name)
+            output = model.jepa(batch.to(device), plan, tokenizer=chosen.tokenizer)
         parts.append((output.predicted.float() - output.target).pow(2).mean(dim=-1).cpu().numpy())
-    past = model.jepa.tokenizer.grid.context_times * model.jepa.tokenizer.grid.per_time
+    past = grid.context_times * grid.per_time
+    issue = starts + data.context - 1
     return xr.Dataset(
         {"energy": (("time", "token"), np.concatenate(parts), {"units": "1", "long_name": "prediction energy"})},
-        coords={"time": archive.time[starts + data.context - 1], **_token_coordinates(model, slice(past, None))},
+        coords={
+            "time": archive.time[issue],
+            **series_coordinates(archive, issue, "time"),
+            **token_coordinates(chosen.tokenizer, slice(past, None)),
+        },
         attrs={"model_id": model.id},
     )
 
 
 def _encode(
-    model: Model, archive: Archive, starts: np.ndarray, encoder: str, batch_size: int, progress: bool
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Latents in blocks (first, last + 1, values) of about 64 MB."""
-    reader = WindowReader(archive, model.normalizer, memory_mb=model.config.data.memory_mb)
-    grid = model.jepa.tokenizer.grid
+    model: Model,
+    domain: Domain,
+    archive: Archive,
+    starts: np.ndarray,
+    encoder: str,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[int, int, tuple[np.ndarray, np.ndarray]]]:
+    """Blocks (first, last + 1, (latents, observed shares)) of about 64 MB."""
+    data, grid = domain.config.data, domain.tokenizer.grid
+    reader = WindowReader(archive, domain.normalizer, memory_mb=data.memory_mb)
     per_window = grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
     block = max(batch_size, BLOCK_BYTES // per_window // batch_size * batch_size)
     device = next(model.jepa.parameters()).device
@@ -147,46 +171,73 @@ def _encode(
     with bar, torch.inference_mode():
         for first in range(0, len(starts), block):
             last = min(first + block, len(starts))
-            parts = []
+            parts, shares = [], []
             for number in range(first, last, batch_size):
-                chosen = starts[number : min(number + batch_size, last)]
-                batch = reader.read(chosen, model.config.data.context).to(device)
-                parts.append(model.jepa.encode(batch, encoder=encoder).float().cpu().numpy())
-                bar.update(len(chosen))
-            yield first, last, np.concatenate(parts)
+                rows = starts[number : min(number + batch_size, last)]
+                batch = dataclasses.replace(reader.read(rows, data.context), domain=domain.name).to(device)
+                latents = model.jepa.encode(batch, encoder=encoder, tokenizer=domain.tokenizer)
+                parts.append(latents.float().cpu().numpy())
+                weight = domain.tokenizer(batch).weight
+                shares.append(np.ones(latents.shape[:2], np.float32) if weight is None else weight.cpu().numpy())
+                bar.update(len(rows))
+            yield first, last, (np.concatenate(parts), np.concatenate(shares))
 
 
-def _label(model: Model, archive: Archive, issue: np.ndarray, encoder: str, values: np.ndarray) -> xr.Dataset:
-    grid = model.jepa.tokenizer.grid
+def _label(
+    model: Model,
+    domain: Domain,
+    archive: Archive,
+    issue: np.ndarray,
+    encoder: str,
+    values: np.ndarray,
+    observed: np.ndarray,
+) -> xr.Dataset:
+    grid = domain.tokenizer.grid
     attributes = {"units": "1", "long_name": f"latents of the {encoder} encoder", "model_id": model.id}
     return xr.Dataset(
-        {"latents": (("time", "token", "latent"), values, attributes)},
+        {
+            "latents": (("time", "token", "latent"), values, attributes),
+            "observed": (("time", "token"), observed, {"units": "1", "long_name": "observed share of the token"}),
+        },
         coords={
             "time": ("time", archive.time[issue], {"long_name": "issue time: last step of the window"}),
-            **_token_coordinates(model, slice(0, grid.context_times * grid.per_time)),
+            **series_coordinates(archive, issue, "time"),
+            **token_coordinates(domain.tokenizer, slice(0, grid.context_times * grid.per_time)),
         },
         attrs={
             "model_id": model.id,
+            "domain": domain.name,
             "encoder": encoder,
             "archive": Path(archive.source).name,
-            "statistics_from": " to ".join(model.normalizer.trained_on),
-            "window_steps": model.config.data.context,
+            "statistics_from": " to ".join(domain.normalizer.trained_on),
+            "window_steps": domain.config.data.context,
             "seed": model.config.seed,
         },
     )
 
 
-def _token_coordinates(model: Model, which: slice) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
-    geometry = model.jepa.tokenizer.geometry
+def series_coordinates(archive: Archive, steps: np.ndarray, dim: str) -> dict[str, Any]:
+    """Which member or trajectory each step belongs to, under the archive's own names, as coordinates along `dim`."""
+    shape = tuple(archive.ds.sizes[name] for name in archive.series)
+    numbers = np.unravel_index(steps // archive.steps_per_series, shape) if shape else ()
     return {
-        "token_latitude": ("token", geometry.latitude[which], {"units": "degrees_north"}),
-        "token_longitude": ("token", geometry.longitude[which], {"units": "degrees_east"}),
-        "token_area": ("token", geometry.area[which], {"units": "1", "long_name": "share of the grid's area"}),
-        "token_offset": (
-            "token",
-            geometry.offset[which],
-            {"units": "hours", "long_name": "from issue time to last step"},
-        ),
+        name: (dim, archive.ds[name].values[index] if name in archive.ds.coords else index)
+        for name, index in zip(archive.series, numbers, strict=True)
+    }
+
+
+def token_coordinates(tokenizer: Tokenizer, which: slice) -> dict[str, tuple[str, np.ndarray, Mapping[str, str]]]:
+    """Where and when these tokens are, and their share of the area, as coordinates along `token`."""
+    geometry = tokenizer.geometry
+    centres = {
+        f"token_{name}": ("token", values[which], attributes)
+        for name, (values, attributes) in geometry.coordinates.items()
+    }
+    offset = {"units": "hours", "long_name": "from issue time to last step"}
+    return {
+        **centres,
+        "token_area": ("token", geometry.area[which], {"units": "1", "long_name": "share of the archive's area"}),
+        "token_offset": ("token", geometry.offset[which], offset),
     }
 
 

@@ -6,30 +6,31 @@ it decodes a chunk again for each of its windows; here blocks of chunks are deco
 """
 
 import math
-import os
 import queue
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 import torch
 
 from sciJEPA.archive import Archive
-from sciJEPA.chunks import ChunkReader
+from sciJEPA.chunks import ChunkReader, Reading, in_archive_order
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.normalize import Normalizer, calendar_features
 from sciJEPA.samples import epoch_order, require_batch
 from sciJEPA.tokenizers.base import Batch
 
-MIXED_BLOCKS = 16
-"""Blocks whose windows are shuffled together, where memory is scarce and a chunk is short enough."""
-THREADED_BYTES = 2**20
-"""Copies of less are not worth handing to a thread."""
+BLOCKS = 64
+"""Blocks that fit into memory, where a chunk is short enough."""
+BLOCK_BYTES = 2**23
+"""Blocks of small fields have about this size and not more, so that their decoding is shared among threads."""
+SPARE_BLOCKS = 16
+"""One in so many blocks is not shuffled: its windows are served, or about to be."""
+KEPT_ARRAYS = 10
+"""Values and flags of five batches: those that wait, the one in training, and the one that is being filled."""
 
 
 def decoded_together(archive: Archive) -> int:
@@ -45,15 +46,68 @@ def decoded_together(archive: Archive) -> int:
     return max(steps)
 
 
-Steps = tuple[int, int]
-Block = tuple[np.ndarray, np.ndarray | None]
+@dataclass(eq=False)
+class _Block:
+    """Consecutive steps in memory, normalised, in the order of the storage: (V, steps, *space)."""
+
+    values: np.ndarray
+    observed: np.ndarray | None = None
+    """Flags of the memory; they hold if `missing`."""
+    missing: bool = False
+    reading: Reading | None = None
+    users: list[Future[None]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def flag(self, channel: int, observed: np.ndarray) -> None:
+        """Keep where a channel was observed."""
+        with self.lock:
+            if self.observed is None:
+                self.observed = np.empty(self.values.shape, dtype=bool)
+            if not self.missing:
+                self.observed[...] = True
+            self.missing = True
+        self.observed[channel, : len(observed)] = observed
+
+    def wait(self) -> None:
+        """Come back when nobody reads or writes this memory any more."""
+        if self.reading is not None:
+            self.reading.wait()
+        wait(self.users)
+
+
+class _Windows:
+    """A batch on its way: memory that threads copy windows into."""
+
+    def __init__(self, shape: tuple[int, ...], empty: Callable[[tuple[int, ...], type], np.ndarray]) -> None:
+        self.values = empty(shape, np.float32)
+        self.observed: np.ndarray | None = None
+        self.copies: list[Future[None]] = []
+        self._empty, self._lock = empty, threading.Lock()
+
+    def copy(self, places: list[tuple[_Block, tuple[int, int, int, int]]]) -> None:
+        """Copy parts of windows: (row, step in the window, first and last step in the block)."""
+        for block, (row, step, first, stop) in places:
+            assert block.reading is not None
+            block.reading.result()
+            steps = slice(step, step + stop - first)
+            self.values[row, :, steps] = block.values[:, first:stop]
+            if block.missing:
+                assert block.observed is not None
+                self._flags()[row, :, steps] = block.observed[:, first:stop]
+
+    def _flags(self) -> np.ndarray:
+        with self._lock:
+            if self.observed is None:
+                self.observed = self._empty(self.values.shape, bool)
+                self.observed[...] = True
+            return self.observed
 
 
 class WindowReader:
-    """Reads normalised windows; decoded blocks are kept, the least recently used ones dropped at the memory limit.
+    """Reads normalised windows; decoded blocks of steps are kept, the oldest ones dropped at the memory limit.
 
-    A window may reach beyond the block that it begins in. Where an archive does not fit into memory, the first steps
-    of each block are therefore decoded and kept apart from its rest: only they are decoded twice in an epoch.
+    Memory holds space in the order of the storage, so that chunks are decoded in place; tensors show it in that of the
+    archive, by their strides.
 
     Parameters
     ----------
@@ -62,141 +116,181 @@ class WindowReader:
     memory_mb
         For decoded blocks; batches and what decoding needs for a moment come on top.
     threads
-        Threads that normalise and copy; as many as there are cores, but at most 8, when left out.
+        Threads that decode, normalise and copy; as many as there are cores, but at most 8, when left out.
     """
 
     def __init__(
-        self, archive: Archive, normalizer: Normalizer, *, memory_mb: int = 1024, threads: int | None = None
+        self, archive: Archive, normalizer: Normalizer, *, memory_mb: int = 512, threads: int | None = None
     ) -> None:
         self.archive, self.normalizer = archive, normalizer
-        self._read = ChunkReader(archive).read  # the one way to the storage: (start, stop) -> a new array (T, V, H, W)
-        per_step = 5 * len(archive.channels) * math.prod(archive.shape)
-        # Long blocks, since their first chunk is decoded twice; with that chunk `MIXED_BLOCKS` of them fit into memory.
-        chunk = self._chunk = decoded_together(archive)
-        room = memory_mb * 2**20 // per_step // MIXED_BLOCKS - chunk
-        self.block = max(chunk, min(len(archive), room) // chunk * chunk)
-        self.capacity = max(2, memory_mb * 2**20 // (self.block * per_step))
-        self._blocks: OrderedDict[Steps, Block] = OrderedDict()
+        self._chunks = ChunkReader(archive, threads=threads)
+        order = self._chunks.space_order
+        self._space = tuple(archive.shape[axis] for axis in order)
+        self._stored = normalizer.in_order(order)
+        per_step = 5 * len(archive.channels) * math.prod(archive.shape)  # values and observed flags
+        chunk, steps = decoded_together(archive), memory_mb * 2**20 // per_step
+        wanted = min(len(archive), steps // BLOCKS, max(1, BLOCK_BYTES // per_step))
+        if wanted:
+            wanted = 2 ** int(math.log2(wanted))  # which also divides most of what is not chunked
+        self.block = max(chunk, wanted // chunk * chunk)
+        self.capacity = max(2, steps // self.block)
+        self._blocks: dict[int, _Block] = {}  # the oldest first
+        self._done: dict[int, None] = {}  # those to be dropped before others
+        self._spare: list[_Block] = []
         self._lock = threading.Lock()
+        self.memory = _Memory()
         self._calendar = calendar_features(archive.time)
-        self._threads = min(os.cpu_count() or 1, 8) if threads is None else threads
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sciJEPA windows")
+        self._basis = normalizer.cycle_basis(archive.time)
 
     def read(self, starts: Sequence[int] | np.ndarray, length: int) -> Batch:
         """The windows of `length` steps that begin at `starts`, as a batch of its own memory."""
+        return self.begin(starts, length)()
+
+    def begin(
+        self,
+        starts: Sequence[int] | np.ndarray,
+        length: int,
+        empty: Callable[[tuple[int, ...], type], np.ndarray] = np.empty,
+        done: Sequence[int] = (),
+    ) -> Callable[[], Batch]:
+        """Begin to `read`, into an array that `empty` gives, and come back with a function that waits for the batch.
+
+        The blocks of the numbers `done` are not needed again soon, and dropped before others.
+        """
         first = np.asarray(starts, dtype=np.int64)
-        shape = (
-            len(first),
-            len(self.archive.channels),
-            length,
-            *self.archive.shape,
-        )
-        values = np.empty(shape, dtype=np.float32)
-        observed: np.ndarray | None = None
+        windows = _Windows((len(first), len(self.archive.channels), length, *self._space), empty)
         with self._lock:  # a stream's thread and its consumer may share a reader
-            wanted = self._pieces(first.tolist(), length)
+            places = self._places(first.tolist(), length)
             # Those in memory first: making room for the others would drop some of them.
-            present = [steps for steps in wanted if steps in self._blocks]
-            absent = sorted(steps for steps in wanted if steps not in self._blocks)
-            for group in ([present] if present else []) + [[steps] for steps in absent]:
-                copies = []
-                for steps in group:
-                    block_values, block_observed = self._load(steps)
-                    copies += [(values, block_values, *place) for place in wanted[steps]]
-                    if block_observed is not None:
-                        observed = np.ones(shape, dtype=bool) if observed is None else observed
-                        copies += [(observed, block_observed, *place) for place in wanted[steps]]
-                self._in_threads(_copy, copies, values[0].nbytes * len(copies))
-        return Batch(
-            values=torch.from_numpy(values),
-            observed=None if observed is None else torch.from_numpy(observed),
-            calendar=torch.from_numpy(self._calendar[first[:, None] + np.arange(length)]),
-            samples=torch.from_numpy(first),
-        )
+            numbers = sorted(places, key=lambda number: (number not in self._blocks, number))
+            for low in range(0, len(numbers), self.capacity):
+                group = numbers[low : low + self.capacity]
+                blocks = {number: self._block(number, group) for number in group}
+                self._copy(windows, [(blocks[number], place) for number in group for place in places[number]])
+            self._done.update(dict.fromkeys(number for number in done if number in self._blocks))
+        times = first[:, None] + np.arange(length)
+
+        def batch() -> Batch:
+            wait(windows.copies)
+            for copy in windows.copies:
+                copy.result()
+            return Batch(
+                values=self._tensor(windows.values),
+                observed=None if windows.observed is None else self._tensor(windows.observed),
+                calendar=torch.from_numpy(self._calendar[times]),
+                samples=torch.from_numpy(first),
+            )
+
+        return batch
+
+    def forget(self) -> None:
+        """Forget all decoded blocks, but keep their memory for the next ones."""
+        with self._lock:
+            self._spare += self._blocks.values()
+            self._blocks.clear()
+            self._done.clear()
 
     def steps(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Standardised anomalies and observed flags of consecutive steps, both (stop - start, V, H, W); not cached."""
-        values, observed = self._decode(start, stop)
-        return values, np.ones(values.shape, dtype=bool) if observed is None else observed
-
-    def _pieces(self, starts: list[int], length: int) -> dict[Steps, list[tuple[int, int, int, int]]]:
-        """Which steps to have in memory, and for each the (row, step in the window, first, last) to copy from there."""
-        head = 0 if self._fits else self._head(length)
-        pieces: dict[Steps, list[tuple[int, int, int, int]]] = {}
-        for row, start in enumerate(starts):
-            step = start
-            while step < start + length:
-                begin = step // self.block * self.block
-                cut = begin + head
-                low, high = (begin, cut) if step < cut else (cut, begin + self.block)
-                stop = min(high, start + length)
-                piece = (low, min(high, len(self.archive)))
-                pieces.setdefault(piece, []).append((row, step - start, step - low, stop - low))
-                step = stop
-        return pieces
-
-    def _head(self, length: int) -> int:
-        """First steps of a block that windows from the block before reach, in whole chunks."""
-        return min(self.block, -(-(length - 1) // self._chunk) * self._chunk)
-
-    @property
-    def _fits(self) -> bool:
-        return self.capacity * self.block >= len(self.archive)
-
-    def _load(self, steps: Steps) -> Block:
-        if steps in self._blocks:
-            self._blocks.move_to_end(steps)
-            return self._blocks[steps]
-        room = self.capacity * self.block - (steps[1] - steps[0])
-        held = sum(stop - start for start, stop in self._blocks)
-        while self._blocks and held > room:
-            (start, stop), _ = self._blocks.popitem(last=False)
-            held -= stop - start
-        block = self._blocks[steps] = self._decode(*steps)
-        return block
-
-    def _decode(self, start: int, stop: int) -> Block:
-        """Read and normalise, the latter in pieces for the threads."""
-        fields, time = self._read(start, stop), self.archive.time[start:stop]
-        if fields.nbytes < THREADED_BYTES or self._threads == 1:
-            return self.normalizer.apply(fields, time)
-        cuts = np.linspace(0, len(fields), self._threads + 1).astype(int).tolist()
-        parts = [(fields[a:b], time[a:b]) for a, b in pairwise(cuts) if a < b]
-
-        def normalize(part: tuple[np.ndarray, pd.Index]) -> np.ndarray | None:
-            return self.normalizer.apply(part[0], part[1], out=part[0])[1]
-
-        flags = list(self._pool.map(normalize, parts))
-        if all(flag is None for flag in flags):
-            return fields, None
-        complete = [np.ones(part.shape, bool) if f is None else f for f, (part, _) in zip(flags, parts, strict=True)]
-        return fields, np.concatenate(complete)
-
-    def _in_threads(self, work: Callable[..., None], tasks: list[tuple], size: int) -> None:
-        """Do all tasks, on the threads where their bytes are worth it."""
-        if size < THREADED_BYTES or self._threads == 1:
-            for task in tasks:
-                work(*task)
-            return
-
-        def share(first: int) -> None:
-            for task in tasks[first :: self._threads]:
-                work(*task)
-
-        for _ in self._pool.map(share, range(self._threads)):
-            pass
+        """Standardised anomalies and observed flags of consecutive steps, both (steps, V, *space); not cached."""
+        block = self._new_block(stop - start)
+        self._decode(block, start, stop).result()
+        flags = block.observed if block.missing else np.ones(block.values.shape, dtype=bool)
+        assert flags is not None
+        order = self._chunks.space_order
+        return in_archive_order(block.values, order), in_archive_order(flags, order)
 
     def mixed(self, length: int) -> int:
         """Blocks whose windows of `length` steps can be shuffled together without decoding a block twice."""
-        if self._fits:
+        if self.capacity * self.block >= len(self.archive):
             return self.capacity
-        beyond = self._head(length) if length - 1 <= self.block else -(-(length - 1) // self.block) * self.block
-        return max(1, self.capacity * self.block // (self.block + beyond))
+        return max(1, self.capacity - -(-self.capacity // SPARE_BLOCKS))
+
+    def _tensor(self, windows: np.ndarray) -> torch.Tensor:
+        """(B, V, T, *space), the latter as in the archive."""
+        back = np.argsort(self._chunks.space_order)
+        return torch.from_numpy(windows.transpose(0, 1, 2, *(3 + int(axis) for axis in back)))
+
+    def _places(self, starts: list[int], length: int) -> dict[int, list[tuple[int, int, int, int]]]:
+        """For each block that is needed what is copied from there: (row, step in the window, first, last)."""
+        places: dict[int, list[tuple[int, int, int, int]]] = {}
+        for row, start in enumerate(starts):
+            step = start
+            while step < start + length:
+                number, first = divmod(step, self.block)
+                stop = min(self.block, first + start + length - step)
+                places.setdefault(number, []).append((row, step - start, first, stop))
+                step += stop - first
+        return places
+
+    def _copy(self, windows: _Windows, places: list[tuple[_Block, tuple[int, int, int, int]]]) -> None:
+        """Have the threads copy parts of windows, each its share."""
+        for share in range(self._chunks.threads):
+            if mine := places[share :: self._chunks.threads]:
+                copy = self._chunks.submit(windows.copy, mine)
+                windows.copies.append(copy)
+                for block in {id(block): block for block, _ in mine}.values():
+                    block.users.append(copy)
+
+    def _block(self, number: int, needed: list[int]) -> _Block:
+        """The block of this number, its decoding begun; it takes the memory of the oldest that is not `needed`."""
+        self._done.pop(number, None)
+        block = self._blocks.get(number)
+        if block is not None and block.reading is not None and not block.reading.failed:
+            block.users = [user for user in block.users if not user.done()]
+            return block
+        self._blocks.pop(number, None)
+        if len(self._blocks) + len(self._spare) < self.capacity:
+            block = self._new_block(self.block)
+        else:
+            if not self._spare:
+                oldest = next(old for old in (*self._done, *self._blocks) if old not in needed)
+                self._done.pop(oldest, None)
+                self._spare.append(self._blocks.pop(oldest))
+            spare = self._spare.pop(0)
+            spare.wait()
+            block = _Block(spare.values, spare.observed)
+        start = number * self.block
+        block.reading = self._decode(block, start, min(start + self.block, len(self.archive)))
+        self._blocks[number] = block
+        return block
+
+    def _new_block(self, steps: int) -> _Block:
+        return _Block(np.empty((len(self.archive.channels), steps, *self._space), dtype=np.float32))
+
+    def _decode(self, block: _Block, start: int, stop: int) -> Reading:
+        """Begin to read and normalise; each channel is normalised by the thread that has decoded it."""
+        values = block.values[:, : stop - start]
+
+        def normalize(channels: Sequence[int]) -> None:
+            for channel in channels:
+                fields = values[channel]
+                observed = self._stored.apply_channel(channel, fields, self._basis[start:stop], fields)
+                if observed is not None:
+                    block.flag(channel, observed)
+
+        return self._chunks.begin(start, stop, in_archive_order(values, self._chunks.space_order), normalize)
 
 
-def _copy(windows: np.ndarray, block: np.ndarray, row: int, step: int, first: int, stop: int) -> None:
-    """One window's share of a block, (T, V, H, W) -> (V, T, H, W)."""
-    windows[row, :, step : step + stop - first] = block[first:stop].swapaxes(0, 1)
+class _Memory:
+    """Arrays for batches, used again once nobody holds them: fresh memory costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """An array of anything."""
+        with self._lock:
+            for number in range(len(self._arrays)):
+                array = self._arrays[number]
+                # A tensor holds its array; here the list, the name and the call do so.
+                if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == 3:
+                    del self._arrays[number]
+                    break
+            else:
+                array = np.empty(shape, dtype=dtype)
+            self._arrays = [array, *self._arrays][:KEPT_ARRAYS]
+            return array
 
 
 @dataclass
@@ -228,7 +322,7 @@ class BatchStream:
     first: int = 0
     rank: int = 0
     world: int = 1
-    _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+    _order: tuple[int, np.ndarray, list[list[int]]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_batch(len(self.starts), self.reader.archive, self.batch_size, self.length)
@@ -244,19 +338,32 @@ class BatchStream:
     def samples(self, batch: int) -> np.ndarray:
         """Window starts of one batch, over all ranks."""
         epoch, position = divmod(batch, self.per_epoch)
-        kept = self._order
-        if kept is None or kept[0] != epoch:
-            mixed = self.reader.mixed(self.length)
-            order = epoch_order(self.starts, seed=self.seed, epoch=epoch, block=self.reader.block, mixed=mixed)
-            self._order = kept = (epoch, order)
-        return kept[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return self._epoch(epoch)[0][position]
 
-    def __iter__(self) -> Iterator[tuple[Batch, MaskPlan]]:
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, list[list[int]]]:
+        """Window starts of its batches, and for each batch the blocks that this rank needs no more after it."""
+        if self._order is None or self._order[0] != epoch:
+            block, count = self.reader.block, self.per_epoch
+            mixed = self.reader.mixed(self.length)
+            order = epoch_order(self.starts, seed=self.seed, epoch=epoch, block=block, mixed=mixed, length=self.length)
+            batches = order[: count * self.batch_size].reshape(count, self.batch_size)
+            mine = batches[:, self.rank :: self.world]
+            last = np.full(len(self.reader.archive) // block + 1, -1)
+            position = np.broadcast_to(np.arange(count)[:, None], mine.shape)
+            for step in (*range(0, self.length - 1, block), self.length - 1):
+                np.maximum.at(last, (mine + step) // block, position)
+            done: list[list[int]] = [[] for _ in range(count)]
+            for number in np.flatnonzero(last >= 0).tolist():
+                done[last[number]].append(number)
+            self._order = epoch, batches, done
+        return self._order[1:]
+
+    def __iter__(self) -> Generator[tuple[Batch, MaskPlan], None, None]:
         """Yields batches `first` to the last."""
         ready: queue.Queue = queue.Queue(maxsize=2)
         stopped = threading.Event()
 
-        def hand_over(item: tuple[Batch, MaskPlan] | BaseException) -> None:
+        def hand_over(item: tuple[Callable[[], Batch], MaskPlan] | BaseException) -> None:
             while not stopped.is_set():  # a consumer that has stopped empties the queue no more
                 try:
                     return ready.put(item, timeout=0.1)
@@ -268,7 +375,7 @@ class BatchStream:
                 for number in range(self.first, self.batches):
                     if stopped.is_set():
                         return
-                    hand_over(self._batch(number))
+                    hand_over(self._begin(number))
             except BaseException as error:  # the training thread raises it
                 hand_over(error)
 
@@ -279,12 +386,16 @@ class BatchStream:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                batch, plan = item
+                yield batch(), plan
+                del item, batch, plan
         finally:
             stopped.set()
             thread.join()
 
-    def _batch(self, number: int) -> tuple[Batch, MaskPlan]:
-        samples = self.samples(number)[self.rank :: self.world]
-        plan = self.masker(samples.tolist(), epoch=number // self.per_epoch, step=number)
-        return self.reader.read(samples, self.length), plan
+    def _begin(self, number: int) -> tuple[Callable[[], Batch], MaskPlan]:
+        epoch, position = divmod(number, self.per_epoch)
+        batches, done = self._epoch(epoch)
+        samples = batches[position, self.rank :: self.world]
+        batch = self.reader.begin(samples, self.length, self.reader.memory.empty, done[position])
+        return batch, self.masker(samples.tolist(), epoch=epoch, step=number)

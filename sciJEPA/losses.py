@@ -6,7 +6,7 @@ Statistics are taken in float32 whatever the precision of the run.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,7 +59,9 @@ def covariance_term(latents: Float[Tensor, "S L"]) -> Float[Tensor, ""]:
     return off_diagonal.pow(2).sum() / latents.shape[-1]
 
 
-def regularise(latents: Float[Tensor, "B N L"]) -> tuple[Tensor, Tensor]:
-    """Variance and covariance terms over samples and tokens together."""
-    flat = torch.flatten(latents, 0, 1)
+def regularise(latents: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None = None) -> tuple[Tensor, Tensor]:
+    """Variance and covariance terms over samples and tokens together, those without any observed value left out."""
+    flat = torch.flatten(latents, 0, 1) if seen is None else latents[seen]
+    if len(flat) < 2:
+        return latents.new_zeros(()), latents.new_zeros(())
     return variance_term(flat), covariance_term(flat)

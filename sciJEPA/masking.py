@@ -6,6 +6,7 @@ so the cut starves the last rows and the latest times), and against masks from a
 on the number of workers).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,18 +23,26 @@ Strategy = Literal["forecast", "blocks", "random"]
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Shape of the tokens of one window; tokens are numbered time-major, then latitude, then longitude."""
+    """Shape of the tokens of one window; tokens are numbered time-major, then as in an array of shape `space`.
+
+    Attributes
+    ----------
+    times, context_times : token steps of the window, and of the issue window that it begins with.
+    space : tokens along each dimension of space: rows and columns of a grid, stations, or any number of dimensions.
+    periodic : the last dimension closes a circle.
+    ordered : neighbours in `space` are neighbours in the world; stations have no such order.
+    """
 
     times: int
-    rows: int
-    columns: int
+    space: tuple[int, ...]
     context_times: int
     periodic: bool = False
+    ordered: bool = True
 
     @property
     def per_time(self) -> int:
         """Tokens of one time."""
-        return self.rows * self.columns
+        return math.prod(self.space)
 
     @property
     def count(self) -> int:
@@ -57,7 +66,7 @@ class MaskingConfig:
     forecast: float = 1.0
     """Weight of past -> future: context is the issue window, targets are tokens after it."""
     blocks: float = 0.0
-    """Weight of spatial blocks hidden through the whole issue window."""
+    """Weight of blocks of places (or of stations) hidden through the whole issue window."""
     random: float = 0.0
     """Weight of tokens hidden independently at random."""
     forecast_share: float = 1.0
@@ -67,9 +76,9 @@ class MaskingConfig:
     hidden_share: float = 0.5
     """Share of the tokens that blocks and random hide."""
     block_rows: int = 2
-    """Height of a block in tokens."""
+    """Length of a block in tokens, along all dimensions of space but the last."""
     block_columns: int = 2
-    """Width of a block in tokens."""
+    """Length of a block in tokens along the last dimension of space."""
 
     def __post_init__(self) -> None:
         weights = (self.forecast, self.blocks, self.random)
@@ -116,15 +125,15 @@ def random_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator
 
 
 def block_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rectangles in space, hidden through the whole issue window (tubes), until a fixed share of the places is hidden.
+    """Boxes in space, hidden through the whole issue window (tubes), until a fixed share of the places is hidden.
 
-    Rectangles wrap around both axes; one that leaves through a wall comes in at the opposite one, in two pieces. So no
-    place differs from another, and all are hidden equally often. (Cut at the walls, rectangles are smaller there and
-    lose less in the thinning: places beside a wall were hidden up to 1.6 times as often as others.) The last rectangle
-    is thinned at random to the exact size.
+    Places without an order (stations) are hidden one by one. Boxes wrap around all axes; one that leaves through a wall
+    comes in at the opposite one, in two pieces. So no place differs from another, and all are hidden equally often.
+    (Cut at the walls, boxes are smaller there and lose less in the thinning: places beside a wall were hidden up to 1.6
+    times as often as others.) The last box is thinned at random to the exact size.
     """
     count = _hidden_count(grid.per_time, config)
-    hidden = np.zeros((grid.rows, grid.columns), dtype=bool)
+    hidden = np.zeros(grid.space, dtype=bool)
     while (missing := count - int(hidden.sum())) > 0:
         fresh = _block(grid, config, rng) & ~hidden
         places = np.flatnonzero(fresh)
@@ -135,11 +144,14 @@ def block_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator)
 
 
 def _block(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> np.ndarray:
-    """One rectangle as a boolean (rows, columns), uniform over all offsets."""
-    rows, columns = np.zeros(grid.rows, dtype=bool), np.zeros(grid.columns, dtype=bool)
-    rows[(rng.integers(grid.rows) + np.arange(config.block_rows)) % grid.rows] = True
-    columns[(rng.integers(grid.columns) + np.arange(config.block_columns)) % grid.columns] = True
-    return rows[:, None] & columns[None, :]
+    """One box as a boolean of shape `space`, uniform over all offsets; a single place where there is no order."""
+    lengths = [config.block_rows] * (len(grid.space) - 1) + [config.block_columns]
+    block = np.ones(grid.space, dtype=bool)
+    for axis, (size, length) in enumerate(zip(grid.space, lengths, strict=True)):
+        inside = np.zeros(size, dtype=bool)
+        inside[(rng.integers(size) + np.arange(length if grid.ordered else 1)) % size] = True
+        block &= np.expand_dims(inside, [other for other in range(len(grid.space)) if other != axis])
+    return block
 
 
 def _hidden_count(tokens: int, config: MaskingConfig) -> int:

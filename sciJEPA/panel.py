@@ -5,10 +5,9 @@ Every method is fitted on the same training times, tuned on the same validation 
 which are read once. We decided against an option to leave out persistence and climatology: no skill without them.
 """
 
-import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,40 +18,48 @@ import xarray as xr
 from tqdm import tqdm
 
 from sciJEPA.archive import Archive
-from sciJEPA.baselines import Climatology, DampedPersistence, EOFRidge, Forecaster, Persistence, fields, windows
+from sciJEPA.baselines import Forecaster
+from sciJEPA.comparison import COLUMNS
+from sciJEPA.controls import (
+    CEILINGS,
+    CONTROLS,
+    JUDGED,
+    PROBES,
+    QUICK,
+    Methods,
+    chosen_controls,
+    judged_methods,
+    run_configuration,
+)
 from sciJEPA.errors import UserError
 from sciJEPA.folders import complete_folder, refuse_existing
-from sciJEPA.forecast import (
-    _latent_rows,
-    issue_steps,
-    lead_label,
-    lead_steps,
-    place_weights,
-    target_weights,
-    time_labels,
-    to_dataset,
-)
-from sciJEPA.hub import Model, load, random_model
-from sciJEPA.latents import MEMORY_LIMIT, embed, time_encoding
-from sciJEPA.loader import WindowReader
-from sciJEPA.probes import Ridge, Rows, row_blocks
-from sciJEPA.samples import Splits, split_steps, splits_series
-from sciJEPA.scores import MethodErrors, anomaly_correlation, score_rows, squared_error
+from sciJEPA.hub import Domain, Model, load
+from sciJEPA.labelling import lead_label, lead_steps, to_dataset
+from sciJEPA.latents import time_encoding
+from sciJEPA.panel_cache import open_cache
+from sciJEPA.problem import Errors, Problem
+from sciJEPA.rollout import LatentRollout
+from sciJEPA.scores import MethodErrors, score_rows
+from sciJEPA.significance import p_value_rows
 
-ALWAYS = ("persistence", "climatology")
-CONTROLS = ("persistence", "climatology", "damped_persistence", "eof_ridge", "raw_ridge", "random_init")
+__all__ = ["CONTROLS", "JUDGED", "PROBES", "QUICK", "opened_problem", "probe", "units_of"]
+
 DEFAULT_LEADS = (1, 2, 3, 5)
-JUDGED = ("jepa_online", "jepa_target")
-LEAST_TIMES = 10
+LATENTS = "latents"
+"""What stands in place of a variable where a number is about the latents themselves."""
 
 
 def probe(
     run: str | os.PathLike | Model,
     archive: str | os.PathLike | xr.Dataset | Archive,
     *,
+    domain: str | None = None,
     lead: str | Sequence[str] | None = None,
     controls: Sequence[str] | str = "all",
+    probes: Sequence[str] | str = "ridge",
+    labels: Sequence[float] | float = 1.0,
     out: str | os.PathLike | None = None,
+    cache: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -63,16 +70,27 @@ def probe(
     run
         A run folder, a model folder or a loaded model.
     archive
-        The archive to forecast, split in time as the model's configuration says.
+        The archive to forecast, split as the model's configuration says.
+    domain
+        Which domain of a joint model the archive belongs to; found from the archive if not given.
     lead
         Lead times such as ["1D", "3D"]; 1, 2, 3 and 5 steps if not given.
     controls
-        "all", or names among persistence, climatology, damped_persistence, eof_ridge, raw_ridge, random_init;
-        persistence and climatology are always there.
+        "all", "quick" (those that train no network), or names among persistence, climatology, damped_persistence,
+        seasonal_naive, eof_ridge, pca, raw_ridge, random_init, mae, supervised; persistence and climatology are always
+        there. The last two train as long as the run did, once: they are kept in the folder of the run.
+    probes
+        Kinds of probes on latents: ridge, knn, attentive, mlp.
+    labels
+        Shares of the training labels that probes are fitted on, such as [0.01, 0.1, 1]; validation keeps all of its
+        own. The table then has a column `labels`.
     out
         A new folder for scores.csv, skill.png and forecasts.zarr (the target encoder's).
+    cache
+        A folder for latents and finished methods, from which the same probe is repeated in seconds; `RUN/cache` where
+        `run` is the folder of a run. What comes from an archive in memory is not kept.
     seed
-        Seed of the bootstrap.
+        Seed of the bootstrap, of probes that draw at random, and of which labels are kept.
 
     Returns
     -------
@@ -85,64 +103,53 @@ def probe(
         If the archive does not fit, a split has too few issue times, `out` exists, or the split would let the probe be
         judged on times that the model was trained on.
     """
-    chosen = (
-        CONTROLS
-        if controls == "all"
-        else tuple(dict.fromkeys((*ALWAYS, *([controls] if isinstance(controls, str) else controls))))
-    )
-    unknown = [name for name in chosen if name not in CONTROLS]
-    if unknown:
-        raise UserError(f"there is no control '{unknown[0]}'; choose from {', '.join(CONTROLS)}.")
+    probes = [probes] if isinstance(probes, str) else list(dict.fromkeys(probes))
+    shares = [float(share) for share in np.atleast_1d(labels)]
+    for kind in probes:
+        if kind not in PROBES:
+            raise UserError(f"there is no probe '{kind}'; choose from {', '.join(PROBES)}.")
     if out is not None:
         refuse_existing(out)
+    folder = run_folder(run)
     model = run if isinstance(run, Model) else load(run)
-    archive = model.open(archive)
-    lead = [lead] if isinstance(lead, str) else lead
-    leads = [lead_steps(text, archive) for text in lead] if lead else list(DEFAULT_LEADS)
-    labels = list(lead) if lead else [lead_label(steps, archive) for steps in leads]
-    parent = Path(out).absolute().parent if out is not None else None
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".latents-", dir=parent) as spill:
-        panel = _Panel.of(model, archive, leads, labels, Path(spill), progress)
-        errors: list[MethodErrors] = []
-        bar = tqdm((*chosen, *JUDGED), desc="probe", unit="method", disable=None if progress else True)
-        for name in bar:
-            bar.set_postfix_str(name)
-            method = panel.make(name)
-            errors += panel.judge(name, method)
-        rows = score_rows(errors, archive=Path(archive.source).name, seed=seed, controls=chosen)
+    problems = [opened_problem(model, archive, domain, lead, share=share, seed=seed) for share in shares]
+    opened, name = problems[0].archive, problems[0].domain
+    kept = Path(cache) if cache is not None else folder / "cache" if folder is not None else None
+    beside = Path(out).absolute().parent if out is not None else None
+    tables: list[pd.DataFrame] = []
+    with open_cache(kept, opened, beside) as store:
+        trained = (folder if folder is not None else store.folder) / "controls"
+        for problem in problems:
+            methods = Methods(problem, model, store, trained, run_configuration(folder, model), progress)
+            table, forecasts = _Panel(methods, name).table(chosen_controls(controls, problem), probes)
+            tables.append(table if len(shares) == 1 and shares[0] == 1 else table.assign(labels=problem.share))
+        rows = pd.concat(tables, ignore_index=True)
         if out is not None:
-            with complete_folder(out) as folder:
-                panel.write_forecasts(method, folder / "forecasts.zarr")
-                rows.to_csv(folder / "scores.csv", index=False)
-                _draw(rows, folder / "skill.png")
+            with complete_folder(out) as partial:
+                shutil.copytree(forecasts, partial / "forecasts.zarr")
+                rows.to_csv(partial / "scores.csv", index=False)
+                _draw(tables[-1], partial / "skill.png")
     return rows
 
 
-def refuse_leakage(model: Model, archive: Archive, splits: Splits) -> None:
-    """Refuse to judge a model on times from which its weights or statistics come."""
-    if splits_series(archive, model.config.data):
-        return  # whole series: those of training are never those of validation or test
-    labels = time_labels(archive)
-    judged_from = labels[splits.validation[0][0]]
-    trained_from, trained_until = model.normalizer.trained_on
-    if _is_number(trained_until) != _is_number(judged_from):
-        return  # dates and plain numbers: other times altogether
-    order: Callable[[str], Any] = float if _is_number(judged_from) else str  # as text, dates compare like dates
-    if order(trained_until) >= order(judged_from) and order(trained_from) <= order(labels[-1]):
-        raise UserError(
-            f"the model was trained on times until {trained_until}, but the validation split of {archive.source} "
-            f"begins at {judged_from}: its skill would be hindsight. Judge it on later times, or retrain with this "
-            "archive's split."
-        )
+def opened_problem(
+    model: Model,
+    archive: str | os.PathLike | xr.Dataset | Archive,
+    domain: str | None,
+    lead: str | Sequence[str] | None,
+    **options: Any,
+) -> Problem:
+    """The problem that a model, an archive and leads as a user writes them pose."""
+    opened, chosen = model.open(archive, domain)
+    lead = [lead] if isinstance(lead, str) else lead
+    leads = [lead_steps(text, opened) for text in lead] if lead else list(DEFAULT_LEADS)
+    texts = list(lead) if lead else [lead_label(steps, opened) for steps in leads]
+    return Problem.of(chosen, opened, leads, texts, **options)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def run_folder(run: str | os.PathLike | Model) -> Path | None:
+    """The folder of a run, with its model in it; None for a loaded model or a model's own folder."""
+    return Path(run) if not isinstance(run, Model) and (Path(run) / "model").is_dir() else None
 
 
 def units_of(archive: Archive) -> Mapping[str, str]:
@@ -152,115 +159,91 @@ def units_of(archive: Archive) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One forecasting problem: what every method is fitted on and judged on."""
+    """All methods on one problem."""
 
-    model: Model
-    archive: Archive
-    reader: WindowReader
-    leads: Sequence[int]
-    labels: Sequence[str]
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    spill: Path
-    progress: bool
+    methods: Methods
+    domain: Domain
 
-    @classmethod
-    def of(
-        cls, model: Model, archive: Archive, leads: Sequence[int], labels: Sequence[str], spill: Path, progress: bool
-    ) -> "_Panel":
-        """Issue steps of the three splits, the same for every lead and method."""
-        splits = split_steps(archive, model.config.data)
-        refuse_leakage(model, archive, splits)
-        context, horizon = model.config.data.context, max(leads)
-        steps = {
-            name: issue_steps(archive, getattr(splits, name), context, horizon)
-            for name in ("train", "validation", "test")
-        }
-        for name, found in steps.items():
-            if len(found) < LEAST_TIMES:
-                raise UserError(
-                    f"the {name} split of {archive.source} has {len(found)} issue times with {context} steps up to "
-                    f"them and {horizon} after them, at least {LEAST_TIMES} are needed; use shorter leads or a longer "
-                    "archive."
-                )
-        reader = WindowReader(archive, model.normalizer, memory_mb=model.config.data.memory_mb)
-        return cls(model, archive, reader, leads, labels, **steps, spill=spill, progress=progress)
+    def table(self, controls: Sequence[str], probes: Sequence[str]) -> tuple[pd.DataFrame, Path]:
+        """Tidy rows, and where the forecasts of the target encoder lie."""
+        problem, model = self.methods.problem, self.methods.model
+        judged = judged_methods(problem, model)
+        entries = self.methods.entries((*controls, *judged), probes)
+        errors: list[MethodErrors] = []
+        shown = None if self.methods.progress else True
+        with tqdm(total=len(entries), desc="probe", unit="method", disable=shown) as bar:
+            for name, kind in entries:
+                bar.set_postfix_str(name if kind in ("none", "ridge") else f"{name} {kind}")
+                errors += self._labelled(name, kind, self._errors(name, kind))
+                bar.update(1)
+        of_table = {"archive": Path(problem.archive.source).name, "seed": problem.seed}
+        competing = [name for name in controls if name not in CEILINGS]
+        rows = [
+            score_rows(errors, controls=competing, **of_table),  # type: ignore[arg-type]
+            p_value_rows(errors, controls=competing, judged=judged, **of_table),  # type: ignore[arg-type]
+        ]
+        if "latent_rollout" in judged:
+            rows.append(self._rank_rows(of_table))
+        key = self.methods.key("jepa_target", probes[0])
+        forecasts = self.methods.cache.forecasts(f"jepa_target-{probes[0]}", key)
+        return pd.concat(rows, ignore_index=True), forecasts
 
-    def make(self, name: str) -> Forecaster:
-        """The method of that name, fitted on training times and tuned on validation times."""
-        reader, leads = self.reader, self.leads
-        makers: dict[str, Callable[[], Forecaster]] = {
-            "persistence": lambda: Persistence(reader, leads),
-            "climatology": lambda: Climatology(reader, leads),
-            "damped_persistence": lambda: DampedPersistence.fit(reader, leads, self.train),
-            "eof_ridge": lambda: EOFRidge.fit(reader, leads, self.train, self.validation, target_weights(self.archive)),
-            "raw_ridge": lambda: self.ridge(windows(reader, self.model.config.data.context)),
-            "random_init": lambda: self.latent_ridge(random_model(self.model), "online"),
-            "jepa_online": lambda: self.latent_ridge(self.model, "online"),
-            "jepa_target": lambda: self.latent_ridge(self.model, "target"),
-        }
-        return makers[name]()
+    def _errors(self, name: str, kind: str) -> Errors:
+        """Errors of a method: those that were kept, or new ones."""
+        cache, key = self.methods.cache, self.methods.key(name, kind)
+        path = cache.forecasts(f"{name}-{kind}", key)
+        wanted = name == "jepa_target"
+        found = cache.errors(f"{name}-{kind}", key)
+        if found is not None and (path.is_dir() or not wanted):
+            return found
+        method = self.methods.make(name, kind)
+        errors = self.methods.problem.judge(method)
+        if wanted and not path.is_dir():
+            write_forecasts(method, self.methods, path, method_name=name, kind=kind)
+        if isinstance(method, LatentRollout):
+            predicted, encoded, count = method.ranks(self.methods.problem.test)
+            cache.keep_array("ranks", key, np.array([predicted, encoded, [count] * len(predicted)]))
+        cache.keep_errors(f"{name}-{kind}", key, errors)
+        return errors
 
-    def ridge(self, features: Rows) -> Ridge:
-        """Ridge from these features to every lead."""
-        return Ridge().fit(
-            features,
-            [fields(self.reader, lead) for lead in self.leads],
-            self.train,
-            self.validation,
-            weights=target_weights(self.archive),
-            groups=len(self.archive.channels),
-        )
-
-    def latent_ridge(self, model: Model, encoder: str) -> Ridge:
-        """Ridge from latents, which go to disk where they are too large for memory."""
-        grid = model.jepa.tokenizer.grid
-        size = len(self.archive) * grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
-        store = self.spill / f"{model.id}-{encoder}.zarr" if size > MEMORY_LIMIT else None
-        latents = embed(model, self.archive, encoder=encoder, out=store, progress=self.progress)
-        return self.ridge(_latent_rows([latents], self.archive))
-
-    def judge(self, name: str, method: Forecaster) -> list[MethodErrors]:
-        """Per-time statistics of one method, block by block of issue times, in physical units."""
-        archive, normalizer = self.archive, self.model.normalizer
-        space, weights = archive.space.dims, place_weights(archive)
-        shape = (-1, len(archive.channels), *archive.shape)
-        squares: list[list[np.ndarray]] = [[] for _ in self.leads]
-        ratios: list[list[np.ndarray]] = [[] for _ in self.leads]
-
-        def labelled(values: np.ndarray) -> xr.DataArray:
-            return xr.DataArray(values.reshape(shape), dims=("init_time", "channel", *space))
-
-        for steps in row_blocks(self.test):
-            for number, (lead, prediction) in enumerate(zip(self.leads, method.predict(steps), strict=True)):
-                time = archive.time[steps + lead]
-                truth = labelled(archive.read(int(steps[0]) + lead, int(steps[-1]) + lead + 1)[steps - steps[0]])
-                forecast = labelled(normalizer.invert(prediction.reshape(shape), time))
-                normal = labelled(normalizer.climatology(time))
-                squares[number].append(squared_error(forecast, truth, weights, over=space).values)
-                ratios[number].append(anomaly_correlation(forecast, truth, normal, weights, over=space).values)
+    def _labelled(self, name: str, kind: str, errors: Errors) -> list[MethodErrors]:
+        problem = self.methods.problem
         return [
             MethodErrors(
                 method=name,
                 variable=channel.name,
                 lead=label,
-                probe="ridge" if isinstance(method, Ridge | EOFRidge) else "none",
-                squared_error=np.concatenate(squares[number])[:, column],
-                anomaly_correlation=None if name == "climatology" else np.concatenate(ratios[number])[:, column],
+                probe=kind,
+                squared_error=errors.squared_error[number, column],
+                anomaly_correlation=None if name == "climatology" else errors.anomaly_correlation[number, column],
             )
-            for number, label in enumerate(self.labels)
-            for column, channel in enumerate(archive.channels)
+            for number, label in enumerate(problem.labels)
+            for column, channel in enumerate(problem.archive.channels)
         ]
 
-    def write_forecasts(self, method: Forecaster, path: Path) -> None:
-        """Forecasts of the test times in physical units, block by block."""
-        attributes = {"model_id": self.model.id, "method": JUDGED[-1], "probe": "ridge"}
-        for number, steps in enumerate(row_blocks(self.test)):
-            block = to_dataset(method.predict(steps), self.archive, self.model.normalizer, steps, self.leads)
-            block = block.assign_attrs(attributes, archive=Path(self.archive.source).name)
+    def _rank_rows(self, labels: Mapping[str, Any]) -> pd.DataFrame:
+        """Effective rank of the rollout's latents at each lead, and of those of the target encoder."""
+        ranks = self.methods.cache.array("ranks", self.methods.key("latent_rollout", "ridge"))
+        assert ranks is not None  # written beside the errors
+        rows = [
+            {"variable": LATENTS, "lead": lead, "method": name, "probe": "none", "metric": "rank", "value": value}
+            | {"n": int(ranks[2, 0])}
+            for name, values in zip(("latent_rollout", "jepa_target"), ranks[:2], strict=True)
+            for lead, value in zip(self.methods.problem.labels, values, strict=True)
+        ]
+        return pd.DataFrame([row | dict(labels) for row in rows], columns=COLUMNS)
+
+
+def write_forecasts(method: Forecaster, methods: Methods, path: Path, *, method_name: str, kind: str) -> None:
+    """Forecasts of the test times in physical units, block by block."""
+    problem = methods.problem
+    attributes = {"model_id": methods.model.id, "method": method_name, "probe": kind}
+    with complete_folder(path) as partial:
+        for number, steps in enumerate(problem.blocks(problem.test)):
+            block = to_dataset(method.predict(steps), problem.archive, problem.domain.normalizer, steps, problem.leads)
+            block = block.assign_attrs(attributes, archive=Path(problem.archive.source).name)
             options: Any = {"append_dim": "init_time"} if number else {"mode": "w", "encoding": time_encoding(block)}
-            block.to_zarr(path, consolidated=False, **options)
+            block.to_zarr(partial, consolidated=False, **options)
 
 
 def _draw(rows: pd.DataFrame, path: Path) -> None:
@@ -269,4 +252,4 @@ def _draw(rows: pd.DataFrame, path: Path) -> None:
     except UserError as error:
         tqdm.write(f"no figure: {error}")
         return
-    plot_skill(rows, path)
+    plot_skill(rows[rows["variable"] != LATENTS], path)

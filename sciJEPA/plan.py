@@ -11,20 +11,26 @@ from typing import Any
 import torch
 
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.config import RunConfig
+from sciJEPA.config import DomainConfig, RunConfig
 from sciJEPA.encoder import Encoder
 from sciJEPA.errors import UserError
-from sciJEPA.hub import build_jepa, grid_spec
-from sciJEPA.jepa import JEPA
-from sciJEPA.masking import Masker
+from sciJEPA.hub import build_jepa, tokenizers_of
+from sciJEPA.jepa import JEPA, target_values
+from sciJEPA.masking import STRATEGIES, Masker
 from sciJEPA.samples import require_batch, split_steps, window_starts
 
 
-def open_configured(config: RunConfig) -> Archive:
-    """The archive of a configuration, with its variables."""
-    if not config.data.archive:
-        raise UserError("no archive is given: set data.archive in the configuration, or pass --archive PATH.")
-    return open_archive(config.data.archive, variables=config.data.variables)
+def open_configured(config: RunConfig) -> dict[str, Archive]:
+    """The archive of every domain of a configuration, with its variables."""
+    for name, part in config.parts.items():
+        if not part.data.archive:
+            key = f"domains.{name}.data.archive" if config.domains else "data.archive"
+            option = "" if config.domains else ", or pass --archive PATH"
+            raise UserError(f"no archive is given: set {key} in the configuration{option}.")
+    return {
+        name: open_archive(part.data.archive, variables=part.data.variables, **part.data.how)
+        for name, part in config.parts.items()
+    }
 
 
 def describe_run(config: RunConfig) -> dict[str, Any]:
@@ -32,33 +38,45 @@ def describe_run(config: RunConfig) -> dict[str, Any]:
 
     FLOPs count multiplications and additions of the matrix products: a backward pass is twice its forward pass.
     """
-    archive = open_configured(config)
-    splits = split_steps(archive, config.data)
-    jepa = build_jepa(config, grid_spec(archive, config))
-    grid, training = jepa.tokenizer.grid, config.training
-    masker = Masker(grid, config.masking, config.seed)
-    windows = {
-        name: len(window_starts(archive, getattr(splits, name), config.data.window))
-        for name in ("train", "validation", "test")
-    }
-    require_batch(windows["train"], archive, training.batch_size, config.data.window)
-    flops = sum(share * _step_flops(jepa, masker, name) for name, share in config.masking.mixture.items())
+    archives = open_configured(config)
+    jepa = build_jepa(config, tokenizers_of(archives, config))
+    domains = {name: _describe_domain(config, name, part, archives[name], jepa) for name, part in config.parts.items()}
+    flops, steps = sum(domain["flops_per_step"] for domain in domains.values()), config.training.steps
+    only = next(iter(domains.values())) if len(domains) == 1 else {"domains": domains}
     return {
-        "archive": archive.source,
-        "channels": [channel.name for channel in archive.channels],
-        "space": list(archive.shape),
-        "windows": windows,
-        "tokens": {"context": grid.context_times * grid.per_time, "window": grid.count},
-        "patch_values": len(archive.channels) * jepa.tokenizer.patch_size,
+        **only,
         "parameters": {
             "encoder": sum(p.numel() for p in jepa.encoder.parameters()),
             "predictor": sum(p.numel() for p in jepa.predictor.parameters()),
         },
-        "steps": training.steps,
-        "epochs": training.steps * training.batch_size / max(windows["train"], 1),
+        "steps": steps,
         "precision": precision(config),
-        "flops_per_step": flops * training.batch_size,
-        "flops_total": flops * training.batch_size * training.steps,
+        "flops_per_step": flops,
+        "flops_total": flops * steps,
+    }
+
+
+def _describe_domain(config: RunConfig, name: str, part: DomainConfig, archive: Archive, jepa: JEPA) -> dict[str, Any]:
+    """Windows, tokens and FLOPs of one domain."""
+    splits, tokenizer, length = split_steps(archive, part.data), jepa.tokenizers[name], part.data.window
+    masker = Masker(tokenizer.grid, part.masking, config.seed)
+    windows = {
+        split: len(window_starts(archive, getattr(splits, split), length)) for split in ("train", "validation", "test")
+    }
+    size = part.batch_size or config.training.batch_size
+    require_batch(windows["train"], archive, size, length)
+    grid, mixture = tokenizer.grid, part.masking.mixture.items()
+    return {
+        "archive": archive.source,
+        "channels": [channel.name for channel in archive.channels],
+        "space": list(archive.shape),
+        "series": archive.repeats,
+        "windows": windows,
+        "tokens": {"context": grid.context_times * grid.per_time, "window": grid.count},
+        "patch_values": target_values(tokenizer),
+        "batch_size": size,
+        "epochs": config.training.steps * size / max(windows["train"], 1),
+        "flops_per_step": size * sum(share * _step_flops(jepa, masker, name, strategy) for strategy, share in mixture),
     }
 
 
@@ -84,9 +102,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _step_flops(jepa: JEPA, masker: Masker, strategy: str) -> float:
+def _step_flops(jepa: JEPA, masker: Masker, domain: str, strategy: str) -> float:
     """Matrix FLOPs of one sample's step: context and predictor forward and backward, target forward."""
-    weights: dict[str, Any] = {name: float(name == strategy) for name in ("forecast", "blocks", "random")}
+    weights: dict[str, Any] = {name: float(name == strategy) for name in STRATEGIES}
     only = dataclasses.replace(masker.config, **weights)
     plan = dataclasses.replace(masker, config=only)([0], epoch=0, step=0)
     context, targets = plan.context.shape[1], plan.target.shape[1]
@@ -95,15 +113,16 @@ def _step_flops(jepa: JEPA, masker: Masker, strategy: str) -> float:
     if strategy == "forecast" and jepa.objective.scope == "future":
         scope -= past
     passes = {"ema": 1, "online": 3, "mae": 0}[jepa.objective.target]  # a target with gradient goes backward as well
-    target = passes * _encoder_flops(jepa.encoder, scope)
-    predictor = jepa.predictor
-    width = predictor.enter.out_features
+    patch = target_values(jepa.tokenizers[domain])
+    predictor, width = jepa.predictor, jepa.predictor.enter.out_features
     per_block = 2 * targets * 10 * width**2 + 2 * context * 2 * width**2 + 4 * targets * context * width
-    ends = 2 * context * jepa.encoder.width * width + 2 * targets * width * predictor.leave.out_features
-    return 3 * (_encoder_flops(jepa.encoder, context) + len(predictor.blocks) * per_block + ends) + target
+    out = patch if jepa.objective.target == "mae" else jepa.encoder.width
+    ends = 2 * context * jepa.encoder.width * width + 2 * targets * width * out
+    forward = _encoder_flops(jepa.encoder, context, patch) + len(predictor.blocks) * per_block + ends
+    return 3 * forward + passes * _encoder_flops(jepa.encoder, scope, patch)
 
 
-def _encoder_flops(encoder: Encoder, tokens: int) -> float:
+def _encoder_flops(encoder: Encoder, tokens: int, patch: int) -> float:
+    """The embedding counted as one linear map of the patch."""
     width = encoder.width
-    patch = sum(weight.shape[0] for weight in encoder.embedding.value.values())
     return tokens * 2 * patch * width + len(encoder.blocks) * (24 * tokens * width**2 + 4 * tokens**2 * width)

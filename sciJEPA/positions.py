@@ -15,6 +15,8 @@ from torch import Tensor
 SPHERE_OCTAVES = 4
 SPHERE_WIDTH = 3 + 6 * SPHERE_OCTAVES
 CALENDAR_WIDTH = 4
+AXIS_OCTAVES = 5
+AXIS_WIDTH = 2 * AXIS_OCTAVES
 
 
 def sphere_features(latitude: Float[Tensor, " N"], longitude: Float[Tensor, " N"]) -> Float[Tensor, "N 27"]:
@@ -33,6 +35,23 @@ def sphere_features(latitude: Float[Tensor, " N"], longitude: Float[Tensor, " N"
     vector = torch.stack([phi.cos() * lam.cos(), phi.cos() * lam.sin(), phi.sin()], dim=-1)
     waves = [math.pi * 2**octave * vector for octave in range(SPHERE_OCTAVES)]
     return torch.cat([vector, *(f(wave) for wave in waves for f in (torch.sin, torch.cos))], dim=-1).float()
+
+
+def axis_features(place: Float[Tensor, " N"], periodic: bool) -> Float[Tensor, "N 10"]:
+    """Sine and cosine, in octaves, of places along one dimension of a box, in units of its length.
+
+    On a circle the angle is 2 pi 2**k u, so that u and u + 1 are one place; between two ends it is pi 2**k u, so that
+    both ends differ. The width is `AXIS_WIDTH`.
+
+    Parameters
+    ----------
+    place
+        Coordinate over the length of the dimension: 0 to 1 from end to end, any range on a circle.
+    periodic
+        The dimension closes a circle.
+    """
+    wave = math.pi * (2 if periodic else 1) * place.double()[:, None] * 2.0 ** torch.arange(AXIS_OCTAVES)
+    return torch.cat([wave.sin(), wave.cos()], dim=-1).float()
 
 
 def lead_features(offset: Float[Tensor, " T"], periods: Sequence[float]) -> Float[Tensor, "T {2*len(periods)}"]:

@@ -6,13 +6,17 @@ does not depend on what else was asked. We decided against running context token
 (as image recipes do): it costs more than the answers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sciJEPA.encoder import Attention, feed_forward, initialise
+from sciJEPA.encoder import Attention, feed_forward, initialise, of_domain
 from sciJEPA.errors import UserError
+
+LATENT = "latent"
+"""Name of the way out that all domains share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +57,36 @@ class CrossBlock(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Predicts `out_width` numbers for every target position from the context."""
+    """Predicts what lies at every target position from the context.
 
-    def __init__(self, config: PredictorConfig, *, in_width: int, feature_width: int, out_width: int) -> None:
+    Parameters
+    ----------
+    config
+        Size.
+    in_width
+        Width of the context latents.
+    feature_widths
+        Position features of a token, by name of the domain.
+    out_width
+        Numbers to predict for a target: one width for latents, a width by name of the domain for patches.
+    """
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        *,
+        in_width: int,
+        feature_widths: Mapping[str, int],
+        out_width: int | Mapping[str, int],
+    ) -> None:
         super().__init__()
         self.enter = nn.Linear(in_width, config.width)
-        self.where_context = nn.Linear(feature_width, config.width)
-        self.where_target = nn.Linear(feature_width, config.width)
+        self.where_context = nn.ModuleDict({n: nn.Linear(w, config.width) for n, w in feature_widths.items()})
+        self.where_target = nn.ModuleDict({n: nn.Linear(w, config.width) for n, w in feature_widths.items()})
         self.blocks = nn.ModuleList(CrossBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, out_width)
+        widths = {LATENT: out_width} if isinstance(out_width, int) else out_width
+        self.leave = nn.ModuleDict({name: nn.Linear(config.width, width) for name, width in widths.items()})
         initialise(self, config.depth)
 
     def forward(
@@ -71,10 +95,11 @@ class Predictor(nn.Module):
         context_features: Float[Tensor, "B C K"],
         target_features: Float[Tensor, "B M K"],
         seen: Bool[Tensor, "B C"] | None = None,
+        domain: str = "",
     ) -> Float[Tensor, "B M Q"]:
         """Predictions at the target positions."""
-        memory = self.enter(context) + self.where_context(context_features)
-        query = self.where_target(target_features)
+        memory = self.enter(context) + of_domain(self.where_context, domain)(context_features)
+        query = of_domain(self.where_target, domain)(target_features)
         for block in self.blocks:
             query = block(query, memory, seen)
-        return self.leave(self.norm(query))
+        return of_domain(self.leave, LATENT if LATENT in self.leave else domain)(self.norm(query))

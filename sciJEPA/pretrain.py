@@ -16,7 +16,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,21 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive
 from sciJEPA.config import RunConfig, config_to_yaml
 from sciJEPA.errors import UserError
-from sciJEPA.hub import Model, build_jepa, grid_spec, load
+from sciJEPA.hub import Domain, Model, build_jepa, load, tokenizers_of
 from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.loader import BatchStream, WindowReader
+from sciJEPA.losses import LossTerms
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.monitor import diagnose, warn_of_collapse
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import open_configured, precision, versions
-from sciJEPA.samples import Splits, split_steps, window_starts
+from sciJEPA.samples import DataConfig, Splits, split_steps, window_starts
 from sciJEPA.target import momentum
 from sciJEPA.tokenizers.base import Batch
 
 VALIDATION_BATCHES = 4
+Item = tuple[Batch, MaskPlan]
+"""A batch of one domain and its masks."""
 
 
 def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False, progress: bool = True) -> Model:
@@ -66,16 +70,12 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     _check_folder(out, resolved, resume)
     if (out / "model").is_dir():
         return load(out)
-    archive = open_configured(config)
-    splits = split_steps(archive, config.data)
-    spec = grid_spec(archive, config)
-    jepa = build_jepa(config, spec)
-    normalizer = fit_normalizer(archive, splits.train)
-    reader = WindowReader(archive, normalizer, memory_mb=config.data.memory_mb)
-    masker = Masker(jepa.tokenizer.grid, config.masking, config.seed)
-    data = _Batches(config, reader, masker, splits)
-    units = tuple(channel.units for channel in archive.channels)
-    model = Model(jepa, normalizer, config, spec, units, _provenance(out, archive))
+    archives = open_configured(config)
+    jepa = build_jepa(config, tokenizers_of(archives, config))
+    parts = {name: _Part.of(name, config, archives[name], jepa) for name in config.parts}
+    data = _Batches(config, parts)
+    domains = {name: part.domain for name, part in parts.items()}
+    model = Model(jepa, domains, config, _provenance(out, archives))
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     _write_whole(out / "config.yaml", resolved)
     _write_whole(out / "versions.json", json.dumps(versions(), indent=1) + "\n")
@@ -91,6 +91,51 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     return model
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One domain of a run: its statistics, and where its batches come from."""
+
+    domain: Domain
+    reader: WindowReader
+    masker: Masker
+    splits: Splits
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, name: str, config: RunConfig, archive: Archive, jepa: JEPA) -> "_Part":
+        """Statistics from the training split, and a reader that applies them."""
+        part, tokenizer = config.parts[name], jepa.tokenizers[name]
+        splits = split_steps(archive, part.data)
+        normalizer = fit_normalizer(archive, splits.train)
+        spec = part.tokenizer.describe(archive, part.data.window, part.data.context)
+        domain = Domain.of(name, part, spec, normalizer, [channel.units for channel in archive.channels])
+        reader = WindowReader(archive, normalizer, memory_mb=part.data.memory_mb)
+        masker = Masker(tokenizer.grid, part.masking, config.seed)
+        return cls(domain, reader, masker, splits, part.batch_size or config.training.batch_size, config.seed)
+
+    def stream(self, batches: int) -> BatchStream:
+        """The batches of a run."""
+        length = self.domain.config.data.window
+        starts = window_starts(self.reader.archive, self.splits.train, length)
+        return BatchStream(self.reader, self.masker, starts, length, batches, self.batch_size, self.seed)
+
+    def validation(self) -> list[Item]:
+        """A few batches of the validation split, evenly spaced, with masks that never change."""
+        length = self.domain.config.data.window
+        starts = window_starts(self.reader.archive, self.splits.validation, length)
+        if not len(starts):
+            return []
+        size = min(self.batch_size, len(starts))
+        chosen = starts[torch.linspace(0, len(starts) - 1, size * VALIDATION_BATCHES).long().unique().numpy()]
+        batches = []
+        for number in range(max(1, len(chosen) // size)):
+            rows = chosen[number * size : (number + 1) * size]
+            plan = self.masker(rows.tolist(), epoch=0, step=number)
+            batches.append((dataclasses.replace(self.reader.read(rows, length), domain=self.domain.name), plan))
+        return batches
+
+
 class _Run(lightning.LightningModule):
     """One optimizer step and its schedule."""
 
@@ -98,17 +143,28 @@ class _Run(lightning.LightningModule):
         super().__init__()
         self.jepa, self.training_config = jepa, config.training
         self.weight = momentum(config.training.half_life, config.training.steps)
-        self.output: StepOutput | None = None
+        self.weights = {name: part.weight for name, part in config.parts.items()}
+        self.outputs: dict[str, StepOutput] = {}
 
-    def training_step(self, batch: tuple[Batch, MaskPlan], index: int) -> torch.Tensor:
-        self.output = self.jepa(*batch)
-        return self.output.terms.total
+    def training_step(self, batch: list[Item], index: int) -> torch.Tensor:
+        """Sum over domains of weight times loss, over the sum of the weights: every step has a batch of each."""
+        self.outputs = {data.domain: self.jepa(data, plan) for data, plan in batch}
+        if len(batch) == 1:
+            return next(iter(self.outputs.values())).terms.total
+        losses = [self.weights[name] * self.balanced(output.terms) for name, output in self.outputs.items()]
+        return torch.stack(losses).sum() / sum(self.weights.values())
 
-    def transfer_batch_to_device(
-        self, batch: tuple[Batch, MaskPlan], device: torch.device, dataloader_idx: int
-    ) -> tuple[Batch, MaskPlan]:
-        data, plan = batch
-        return data.to(device), MaskPlan(plan.context.to(device), plan.target.to(device), plan.strategy)
+    def balanced(self, terms: LossTerms) -> torch.Tensor:
+        """The loss over its own value: domains pull alike, however hard each is to predict."""
+        if not self.training_config.balance:
+            return terms.total
+        return terms.total / terms.prediction.detach().clamp_min(1e-3)
+
+    def transfer_batch_to_device(self, batch: list[Item], device: torch.device, dataloader_idx: int) -> list[Item]:
+        return [
+            (data.to(device), MaskPlan(plan.context.to(device), plan.target.to(device), plan.strategy))
+            for data, plan in batch
+        ]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -141,19 +197,19 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 class _Batches(lightning.LightningDataModule):
     """The stream of batches; its state is the number of batches processed, which makes a mid-run resume exact."""
 
-    def __init__(self, config: RunConfig, reader: WindowReader, masker: Masker, splits: Splits) -> None:
+    def __init__(self, config: RunConfig, parts: Mapping[str, _Part]) -> None:
         super().__init__()
-        self.config, self.reader, self.masker, self.splits = config, reader, masker, splits
-        self.first = 0
-        starts = window_starts(reader.archive, splits.train, config.data.window)
-        self.stream = BatchStream(
-            reader, masker, starts, config.data.window, config.training.steps, config.training.batch_size, config.seed
-        )
+        self.parts, self.first = parts, 0
+        self.streams = {name: part.stream(config.training.steps) for name, part in parts.items()}
 
-    def train_dataloader(self) -> BatchStream:
+    def train_dataloader(self) -> "_Together":
         assert self.trainer is not None
-        return dataclasses.replace(
-            self.stream, first=self.first, rank=self.trainer.global_rank, world=self.trainer.world_size
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return _Together(
+            {
+                name: dataclasses.replace(stream, first=self.first, rank=rank, world=world)
+                for name, stream in self.streams.items()
+            }
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -163,19 +219,24 @@ class _Batches(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.first = state_dict["batches"]
 
-    def validation_batches(self) -> list[tuple[Batch, MaskPlan]]:
-        """A few batches of the validation split, evenly spaced, with masks that never change."""
-        starts = window_starts(self.reader.archive, self.splits.validation, self.config.data.window)
-        if not len(starts):
-            return []
-        size = min(self.config.training.batch_size, len(starts))
-        chosen = starts[torch.linspace(0, len(starts) - 1, size * VALIDATION_BATCHES).long().unique().numpy()]
-        batches = []
-        for number in range(max(1, len(chosen) // size)):
-            part = chosen[number * size : (number + 1) * size]
-            plan = self.masker(part.tolist(), epoch=0, step=number)
-            batches.append((self.reader.read(part, self.config.data.window), plan))
-        return batches
+
+@dataclass(frozen=True)
+class _Together:
+    """Steps of a run: a batch of every domain in each. Domains are not padded to each other: each is its own tensor."""
+
+    streams: Mapping[str, BatchStream]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.streams.values())))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        with contextlib.ExitStack() as open_streams:
+            streams = [open_streams.enter_context(contextlib.closing(iter(s))) for s in self.streams.values()]
+            for items in zip(*streams, strict=True):
+                yield [
+                    (dataclasses.replace(batch, domain=name), plan)
+                    for name, (batch, plan) in zip(self.streams, items, strict=True)
+                ]
 
 
 class _Metrics(lightning.Callback):
@@ -186,7 +247,7 @@ class _Metrics(lightning.Callback):
         self.warned = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.validation = self.data.validation_batches()
+        self.validation = {name: part.validation() for name, part in self.data.parts.items()}
         if self.path.exists():
             with self.path.open(newline="") as file:
                 whole = [row for row in csv.DictReader(file) if None not in row.values()]
@@ -197,28 +258,33 @@ class _Metrics(lightning.Callback):
         step = trainer.global_step
         if not trainer.is_global_zero or (step % self.config.training.log_every and step != self.config.training.steps):
             return
-        loss = float(pl_module.output.terms.total.detach())
+        loss = sum(float(output.terms.total.detach()) for output in pl_module.outputs.values())
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {step}; lower training.learning_rate "
                 f"(now {self.config.training.learning_rate:g}) or use training.precision float32."
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        numbers = {"step": step, "learning_rate": rate, **diagnose(pl_module.output)}
-        if not self.warned and step >= self.config.training.warmup * self.config.training.steps:
-            self.warned = warn_of_collapse(numbers, step)
-        numbers["validation_loss"] = self._validation_loss(pl_module)
+        numbers: dict[str, Any] = {"step": step, "learning_rate": rate}
+        joint = len(pl_module.outputs) > 1
+        if joint:
+            numbers["loss"] = loss / len(pl_module.outputs)
+        for name, output in pl_module.outputs.items():
+            own = {**diagnose(output), "validation_loss": self._validation_loss(pl_module, name)}
+            if not self.warned and step >= self.config.training.warmup * self.config.training.steps:
+                self.warned = warn_of_collapse(own, step)
+            numbers |= {f"{name}.{key}": value for key, value in own.items()} if joint else own
         header = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="") as file:
             file.write(_csv([numbers], header=header))
 
     @torch.no_grad()
-    def _validation_loss(self, pl_module: Any) -> float:
+    def _validation_loss(self, pl_module: Any, domain: str) -> float:
         losses = []
-        for batch in self.validation:
-            batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+        for item in self.validation[domain]:
+            (moved,) = pl_module.transfer_batch_to_device([item], pl_module.device, 0)
             with pl_module.trainer.precision_plugin.forward_context():
-                losses.append(float(pl_module.jepa(*batch).terms.prediction))
+                losses.append(float(pl_module.jepa(*moved).terms.prediction))
         return sum(losses) / len(losses) if losses else math.nan
 
 
@@ -273,7 +339,8 @@ class _Bar(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
         self.bar.update(1)
         if trainer.global_step % self.config.training.log_every == 0:
-            self.bar.set_postfix(loss=f"{float(pl_module.output.terms.total.detach()):.3f}", refresh=False)
+            losses = [float(output.terms.total.detach()) for output in pl_module.outputs.values()]
+            self.bar.set_postfix(loss=" ".join(f"{loss:.3f}" for loss in losses), refresh=False)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         if hasattr(self, "bar"):
@@ -344,15 +411,20 @@ def _settings(config: RunConfig) -> Iterator[None]:
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """The configuration with what depends on this machine and folder spelled out: archive path and precision."""
-    archive = config.data.archive
-    path = str(Path(archive).resolve()) if Path(archive).exists() else archive
+    """The configuration with what depends on this machine and folder spelled out: archive paths and precision."""
+
+    def whole(data: DataConfig) -> DataConfig:
+        path = str(Path(data.archive).resolve()) if Path(data.archive).exists() else data.archive
+        return dataclasses.replace(data, archive=path)
+
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, archive=path),
+        data=whole(config.data) if config.data.archive else config.data,
+        domains={n: dataclasses.replace(part, data=whole(part.data)) for n, part in config.domains.items()},
         training=dataclasses.replace(config.training, precision=precision(config)),
     )
 
 
-def _provenance(out: Path, archive: Archive) -> dict[str, Any]:
-    return {"name": out.name, "archive": Path(archive.source).name, "sciJEPA": versions()["sciJEPA"]}
+def _provenance(out: Path, archives: Mapping[str, Archive]) -> dict[str, Any]:
+    names = ", ".join(Path(archive.source).name for archive in archives.values())
+    return {"name": out.name, "archive": names, "sciJEPA": versions()["sciJEPA"]}

@@ -4,7 +4,8 @@ Arrives: an `Archive`. Leaves: the first steps of windows that cross neither a g
 random splits: neighbouring windows share most of their weather, so a random test set is half a training set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,19 @@ class DataConfig:
     """Which archive, which variables, how long the windows are, and how time is split."""
 
     archive: str = ""
-    """Path of a Zarr store, a NetCDF file, or a folder of NetCDF files."""
+    """Path or URL of a Zarr store, NetCDF, simulations in the layout of The Well, or a table (CSV, Parquet)."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """For an archive on a network, as fsspec takes them; they are saved with the run, so name a profile, not a key."""
+    group: str | None = None
+    """Group of the archive; the only one that holds fields if not given."""
+    missing_chunks: str = "refuse"
+    """What absent chunks of a Zarr store are where their fill value is a number: refuse (an error) or fill."""
+    cadence: str | None = None
+    """Step of the time axis of a table or of ragged observations, such as 1h; their most common step if not given."""
+    duplicates: str = "refuse"
+    """Rows of a table with one time and station: refuse, mean, first or last."""
     variables: tuple[str, ...] | None = None
-    """Variables to use; all gridded ones if not given."""
+    """Variables to use; all numeric ones on time and space if not given."""
     window: int = 8
     """Steps of a training sample."""
     context: int = 4
@@ -36,7 +47,7 @@ class DataConfig:
     """First test time."""
     gap: int = 0
     """Steps left out before the validation and before the test split."""
-    memory_mb: int = 1024
+    memory_mb: int = 512
     """Memory for decoded blocks; an archive that fits is shuffled as a whole."""
 
     def __post_init__(self) -> None:
@@ -51,10 +62,20 @@ class DataConfig:
             raise UserError(f"data.split needs three positive shares that sum to 1, got {list(self.split)}.")
         if (self.validation_start is None) != (self.test_start is None):
             raise UserError("data.validation_start and data.test_start belong together: give both or neither.")
+        if self.duplicates not in ("refuse", "mean", "first", "last"):
+            raise UserError(f"data.duplicates must be refuse, mean, first or last, got '{self.duplicates}'.")
         if self.gap < 0 or self.memory_mb < 1:
             raise UserError(f"data.gap and data.memory_mb must not be negative, got {self.gap} and {self.memory_mb}.")
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """How the archive is opened: the options of `open_archive`."""
+        names = ("storage_options", "group", "missing_chunks", "cadence", "duplicates")
+        return {name: getattr(self, name) for name in names}
 
+
+WALKS = 16
+"""Places in time from which an epoch's windows come together, where memory holds enough blocks."""
 Ranges = tuple[tuple[int, int], ...]
 """Ranges of steps (start, stop), in order, each within one series."""
 
@@ -145,7 +166,7 @@ def _parameter_groups(archive: Archive) -> np.ndarray:
     ds = archive.ds
     parameters = [
         ds[name].values.ravel()
-        for name in ds.coords
+        for name in ds.variables
         if len(archive.series) == 1 and ds[name].dims == archive.series and name not in archive.series
         if ds[name].dtype.kind in "fiu"
     ]
@@ -184,22 +205,33 @@ def window_starts(archive: Archive, split: Ranges, length: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def epoch_order(starts: np.ndarray, *, seed: int, epoch: int, block: int, mixed: int) -> np.ndarray:
+def epoch_order(starts: np.ndarray, *, seed: int, epoch: int, block: int, mixed: int, length: int = 1) -> np.ndarray:
     """All window starts once, shuffled so that only `mixed` blocks of `block` steps are needed at a time.
 
-    The windows of a group of at most `mixed` blocks are served in random order before those of the next group. Each
-    group has one block, drawn at random, from each of as many spans of the time axis: a group of early blocks followed
-    by one of late ones would make training drift through the archive.
+    The time axis is walked through from several places at once, block by block, and windows are drawn from the `mixed`
+    blocks that were reached last. Neighbouring walks go in opposite directions, and the second half of the axis mirrors
+    the first: so the order does not drift through the archive, and where a window of `length` steps ends in another
+    block than it begins in, that block is reached by the same walk next, or by another walk at the same time.
     """
+    if not len(starts):
+        return starts
     rng = np.random.default_rng([seed, 0, epoch])
-    number = starts // block
-    blocks = np.unique(number)
-    groups = -(-len(blocks) // max(mixed, 1))
-    spans = -(-len(blocks) // groups)
-    group_of_block = rng.permutation(spans * groups).reshape(spans, groups).argsort(axis=1).ravel()
-    shuffled = rng.permutation(len(starts))
-    group = group_of_block[np.searchsorted(blocks, number[shuffled])]
-    return starts[shuffled[np.argsort(group, kind="stable")]]
+    steps = np.array([*range(0, length - 1, block), length - 1])
+    blocks, needed = np.unique((starts + steps[:, None]) // block, return_inverse=True)
+    count, spill = len(blocks), -(-(length - 1) // block)
+    # Each walk holds a block or more and what its windows reach into.
+    walks = 2 * max(1, min(WALKS, mixed // (2 + spill)) // 2)
+    centre = np.abs(np.arange(count) + 0.5 - count / 2) / count
+    # Walks meet only where an even number of them shares each half of the axis, unless they begin at its ends.
+    begin = rng.random() if walks % 4 == 0 else rng.integers(2) / 2
+    turn = (centre * walks / 2 + begin) % 1  # where on the way there and back
+    reached = (np.abs(turn - 0.5) + 1e-6 * rng.random(count)).argsort().argsort()
+    needed = reached[needed.reshape(len(steps), len(starts))]
+    # A block is held while `mixed` blocks are reached, half of them before itself; a window needs all of its blocks.
+    half = mixed / 2 if mixed < count else count
+    early = np.maximum(needed.max(axis=0) + 0.5 - half, 0)
+    late = np.minimum(needed.min(axis=0) + 0.5 + half, count)
+    return starts[np.argsort(early + rng.random(len(starts)) * np.maximum(late - early, 0))]
 
 
 def require_batch(windows: int, archive: Archive, batch_size: int, length: int) -> None:

@@ -7,6 +7,7 @@ serves them all), and cos(latitude) as an area, which gives the poles nothing.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, overload
@@ -156,8 +157,13 @@ def _box(ds: xr.Dataset, source: str, dims: Sequence[str]) -> Space:
 
 
 def _stated_sides(ds: xr.Dataset, source: str) -> dict[str, Sides]:
-    """Sides from the attribute ``boundary_conditions``: JSON such as {"x": ["periodic", "periodic"]}."""
-    text = ds.attrs.get("boundary_conditions", "{}")
+    """Sides from the attribute ``boundary_conditions``, JSON such as {"x": ["periodic", "periodic"]}.
+
+    Without it, from the words of the attribute ``boundary``: "periodic", or "periodic in x and y".
+    """
+    if "boundary_conditions" not in ds.attrs:
+        return _sides_in_words(str(ds.attrs.get("boundary", "")).lower(), [str(dim) for dim in ds.dims])
+    text = ds.attrs["boundary_conditions"]
     try:
         stated = {str(dim): (str(low).lower(), str(high).lower()) for dim, (low, high) in json.loads(text).items()}
     except (TypeError, ValueError, AttributeError):
@@ -169,6 +175,14 @@ def _stated_sides(ds: xr.Dataset, source: str) -> dict[str, Sides]:
                 f'["wall", "open"]}}, found {dim!r}: {list(sides)}; correct ds.attrs[\'boundary_conditions\'].'
             )
     return stated
+
+
+def _sides_in_words(words: str, dims: Sequence[str]) -> dict[str, Sides]:
+    """Dimensions that a text calls periodic: those that it names, or all where it names none."""
+    if "periodic" not in words or re.search(r"\b(non|not|a)[ -]?periodic", words):
+        return {}
+    named = [dim for dim in dims if re.search(rf"\b{re.escape(dim.lower())}\b", words)]
+    return dict.fromkeys(named or dims, ("periodic", "periodic"))
 
 
 def unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:

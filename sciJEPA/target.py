@@ -8,7 +8,7 @@ length.
 import copy
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -45,7 +45,9 @@ class MovingAverage(nn.Module):
         return self.module(*inputs)
 
 
-def standardise(latents: Float[Tensor, "B N L"], over: str) -> Float[Tensor, "B N L"]:
+def standardise(
+    latents: Float[Tensor, "B N L"], over: str, seen: Bool[Tensor, "B N"] | None = None
+) -> Float[Tensor, "B N L"]:
     """Bring targets to mean 0 and variance 1, in float32.
 
     Parameters
@@ -54,11 +56,18 @@ def standardise(latents: Float[Tensor, "B N L"], over: str) -> Float[Tensor, "B 
         "batch": every feature over samples and tokens, which keeps what is large in one sample and small in another;
         "token": every token over its features (the layer norm of I-JEPA, https://arxiv.org/abs/2301.08243), which
         removes the amplitude; "none".
+    seen
+        Tokens with any observed value: those of the batch from which its mean and variance come.
     """
     latents = latents.float()
     if over == "none":
         return latents
     dims = (0, 1) if over == "batch" else (2,)
-    mean = latents.mean(dim=dims, keepdim=True)
-    variance = latents.var(dim=dims, keepdim=True, unbiased=False)
+    if over == "batch" and seen is not None and not seen.all():
+        weight = seen.float()[..., None] / seen.sum().clamp_min(1)
+        mean = (latents * weight).sum(dim=dims, keepdim=True)
+        variance = ((latents - mean).pow(2) * weight).sum(dim=dims, keepdim=True)
+    else:
+        mean = latents.mean(dim=dims, keepdim=True)
+        variance = latents.var(dim=dims, keepdim=True, unbiased=False)
     return (latents - mean) * torch.rsqrt(variance + 1e-6)

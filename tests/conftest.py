@@ -14,7 +14,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The shapes in the signatures are enforced in tests; running code does without (the checks fight torch.compile).
-SHAPED = ("positions", "tokenizers", "encoder", "predictor", "target", "losses", "jepa")
+SHAPED = ("positions", "tokenizers", "encoder", "predictor", "target", "losses", "jepa", "probe_mlp", "probe_attentive")
 install_import_hook([f"sciJEPA.{name}" for name in SHAPED], "runtime_types.check")
 
 if TYPE_CHECKING:
@@ -79,6 +79,41 @@ def model(run_folder: Path) -> "Model":
     from sciJEPA.hub import load
 
     return load(run_folder)
+
+
+@pytest.fixture(scope="session")
+def two_archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two archives that share neither grid nor channels: z on 8 x 16, q and t on 6 x 12."""
+    from sciJEPA.synthetic import travelling_waves
+
+    folder = tmp_path_factory.mktemp("two")
+    parts = {
+        "a": travelling_waves(100),
+        "b": travelling_waves(80, nlat=6, nlon=12, variables=("q", "t"), missing=0.1, seed=1),
+    }
+    for name, ds in parts.items():
+        ds.to_zarr(folder / f"{name}.zarr", consolidated=False)
+    return {name: folder / f"{name}.zarr" for name in parts}
+
+
+@pytest.fixture(scope="session")
+def joint_run(two_archives: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished joint run of 6 steps on `two_archives`; not to be changed."""
+    from tiny import joint_config
+
+    from sciJEPA.pretrain import pretrain
+
+    out = tmp_path_factory.mktemp("runs") / "joint"
+    pretrain(joint_config(two_archives), out, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def joint(joint_run: Path) -> "Model":
+    """The model of `joint_run`."""
+    from sciJEPA.hub import load
+
+    return load(joint_run)
 
 
 @pytest.fixture(scope="session")

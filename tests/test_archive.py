@@ -370,7 +370,7 @@ def test_path_missing_suggests_names_like_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "phrase"),
     [
-        ("table.csv", b"time,z\n", "no archive that we know"),
+        ("notes.txt", b"time,z\n", "no archive that we know"),
         ("a.grib", b"GRIB\x00\x00\x00\x02", "GRIB file"),
         ("a.nc", b"<html>404</html>", "is damaged: it begins with b'<html>40'"),
         ("empty.nc", b"", "is damaged: it is empty"),

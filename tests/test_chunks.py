@@ -515,5 +515,5 @@ def test_any_chunking_gives_the_same_values(tmp_path_factory: pytest.TempPathFac
 def test_deflate_checksums_are_checked() -> None:
     frame = bytearray(zlib.compress(b"abcd"))
     frame[-1] ^= 1
-    with pytest.raises(zlib.error):
+    with pytest.raises(chunk_storage.zlib.error):
         chunk_storage.decode_deflate(np.frombuffer(bytes(frame), np.uint8), np.empty(4, np.uint8))

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from tiny import joint_config
 
 from sciJEPA import cli
+from sciJEPA.config import config_to_yaml
 from sciJEPA.errors import UserError
 from sciJEPA.synthetic import travelling_waves
 
@@ -287,6 +289,26 @@ def test_dry_run_writes_nothing(scijepa: Command, waves: Path, tiny: Path, tmp_p
     assert contents(tmp_path) == before
 
 
+def test_dry_run_of_a_joint_run_shows_every_domain(
+    scijepa: Command, two_archives: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "joint.yaml"
+    path.write_text(config_to_yaml(joint_config(two_archives)))
+    argv = ("pretrain", "--config", path, "--out", tmp_path / "run", "--dry-run")
+    text, done = scijepa(*argv), scijepa(*argv, "--json")
+    assert (text.code, done.code, done.err) == (0, 0, "")
+    described = json.loads(done.out)
+    assert list(described["domains"]) == ["a", "b"]
+    assert [part["channels"] for part in described["domains"].values()] == [["z"], ["q", "t"]]
+    assert described["steps"] == 6
+    for archive in two_archives.values():
+        assert str(archive) in text.out
+    assert "q, t" in text.out
+    assert not (tmp_path / "run").exists()
+    done = scijepa(*argv, "--archive", two_archives["a"])
+    assert_refused(done, "data.archive and domains are both given")
+
+
 def test_pretrain_embed_and_probe(
     scijepa: Command, waves: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,10 +481,20 @@ def test_run_and_archive_that_do_not_fit(
     assert_refused(scijepa(verb, tmp_path / "absent", waves, *out), str(tmp_path / "absent"))
     other = write_archive(tmp_path / "other.zarr", travelling_waves(60, nlat=4, variables=("z", "q")))
     assert_refused(scijepa(verb, trained, other, *out), str(other), "latitude")
-    other = write_archive(tmp_path / "z.zarr", travelling_waves(60))
+    other = write_archive(tmp_path / "t.zarr", travelling_waves(60, variables=("t",)))
     assert_refused(scijepa(verb, trained, other, *out), str(other), "'q'")
+    other = write_archive(tmp_path / "levels.zarr", travelling_waves(60, levels=(500,)))
+    assert_refused(scijepa(verb, trained, other, *out), str(other), "z@500", "trained on q, z")
     assert not (tmp_path / "out").exists()
     assert contents(trained) == before
+
+
+def test_a_part_of_the_channels_is_embedded(scijepa: Command, trained: Path, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "z.zarr", travelling_waves(60))
+    done = scijepa("embed", trained, archive, "--out", tmp_path / "latents.zarr")
+    assert done.code == 0, done.err
+    # windows of 2 in 60 days
+    assert xr.open_zarr(tmp_path / "latents.zarr", consolidated=False).sizes["time"] == 59
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "statistics.safetensors", "config.json"])

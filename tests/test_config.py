@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from sciJEPA.config import (
+    DomainConfig,
     RunConfig,
     config_from_dict,
     config_text,
@@ -13,6 +15,7 @@ from sciJEPA.config import (
 )
 from sciJEPA.errors import UserError
 from sciJEPA.resources import configs_folder
+from sciJEPA.tokenizers import config_class
 
 
 def written(folder: Path, text: str) -> Path:
@@ -157,3 +160,66 @@ def test_a_preset_that_does_not_exist_names_the_nearest() -> None:
 def test_an_override_of_a_value_as_if_it_were_a_section_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'seed\.x'.*'seed' holds a value"):
         load_config(written(tmp_path, "seed: 1"), {"seed.x": "1"})
+
+
+# --- several domains
+
+
+def test_a_run_of_one_archive_has_one_domain_named_after_its_kind() -> None:
+    config = config_from_dict({"data": {"archive": "a.zarr"}, "masking": {"blocks": 1}})
+    assert list(config.parts) == ["grid"]
+    assert config.parts["grid"] == DomainConfig(data=config.data, tokenizer=config.tokenizer, masking=config.masking)
+
+
+def test_domains_survive_yaml(tmp_path: Path) -> None:
+    tree = {
+        "domains": {
+            "a": {"data": {"archive": "a.zarr", "variables": ["z"]}, "weight": 0.5, "batch_size": 3},
+            "b": {"data": {"archive": "b.zarr"}, "tokenizer": {"kind": "sensors"}},
+            "c": None,
+        }
+    }
+    config = config_from_dict(tree)
+    assert list(config.parts) == ["a", "b", "c"]
+    assert config.parts["c"] == DomainConfig()
+    assert type(config.parts["b"].tokenizer) is config_class("sensors")
+    assert load_config(written(tmp_path, config_to_yaml(config))) == config
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_a_key_of_a_domain_may_be_overridden(tmp_path: Path) -> None:
+    file = written(tmp_path, "domains: {a: {weight: 2}, b: }")
+    config = load_config(file, {"domains.a.data.archive": "a.zarr", "domains.b.masking.blocks": "1"})
+    assert (config.parts["a"].data.archive, config.parts["a"].weight) == ("a.zarr", 2)
+    assert config.parts["b"].masking.blocks == 1
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"data": {"archive": "x.zarr"}, "domains": {"a": {}}}, "data.archive and domains are both given"),
+        ({"domains": {"north-atlantic": {}}}, "'north-atlantic' cannot name a domain; use letters, digits and _"),
+        ({"domains": {"2020": {}}}, "'2020' cannot name a domain"),
+        ({"domains": {"": {}}}, "'' cannot name a domain"),
+        ({"domains": {"a": {"weight": 0}}}, "weight of a domain must be above 0, got 0"),
+        ({"domains": {"a": {"weight": -1.5}}}, "weight of a domain must be above 0, got -1.5"),
+        ({"domains": {"a": {"weight": float("nan")}}}, "weight of a domain must be above 0, got nan"),
+        ({"domains": {"a": {"batch_size": 0}}}, "batch_size of a domain must be at least 1, got 0"),
+        ({"domains": {"a": {"weights": 1}}}, "no key 'domains.a.weights'; did you mean 'domains.a.weight'"),
+        ({"domains": {"a": 3}}, "'domains.a' is a section with keys of its own, got 3"),
+        ({"domains": 3}, "domains is a section with a name for every archive, got 3"),
+        ({"tokenizer": {"kind": "mesh"}}, "no tokenizer.kind 'mesh'; the kinds are grid, simulation, sensors"),
+        ({"domains": {"a": {"tokenizer": {"kind": "mesh"}}}}, "no tokenizer.kind 'mesh'"),
+        ({"tokenizer": 3}, "'tokenizer' is a section with keys of its own, got 3"),
+    ],
+    ids=str,
+)
+def test_impossible_domains_are_refused(tree: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        config_from_dict(tree)
+
+
+@pytest.mark.parametrize("name", ["keys", "values", "training", "half", "latent"])
+def test_names_that_the_layers_need_themselves_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' cannot name a domain, .*choose another"):
+        config_from_dict({"domains": {name: {}}})

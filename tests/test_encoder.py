@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ N = TOKENIZER.grid.count  # 3 times, 2 x 3 places
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(width=32, depth=2, heads=4), TOKENIZER)
+    encoder = Encoder(EncoderConfig(width=32, depth=2, heads=4), {"grid": TOKENIZER})
     for weight in encoder.parameters():  # at its initial size the attention hardly mixes
         torch.nn.init.normal_(weight, std=0.3)
     return encoder
@@ -27,14 +29,14 @@ def tokens(missing: float = 0.0) -> Tokens:
     observed = torch.rand(2, N, 2, TOKENIZER.patch_size) >= missing if missing else None
     values = torch.randn(2, N, 2, TOKENIZER.patch_size)
     features = torch.randn(2, N, TOKENIZER.feature_width)
-    return Tokens(values if observed is None else values * observed, observed, features)
+    return Tokens(values if observed is None else values * observed, observed, features, TOKENIZER.channels)
 
 
 def blank(tokens: Tokens, number: int) -> Tokens:
     """The tokens, with nothing observed in one of them."""
     observed = torch.ones_like(tokens.values, dtype=torch.bool)
     observed[:, number] = False
-    return Tokens(tokens.values * observed, observed, tokens.features)
+    return dataclasses.replace(tokens, values=tokens.values * observed, observed=observed)
 
 
 def test_one_latent_for_every_token(encoder):
@@ -66,7 +68,7 @@ def test_a_token_without_observed_values_moves_no_other(encoder):
     features[:, 3] += 5.0
     values = first.values.clone()
     values[:, 3] = 7.0  # against the contract, and still without influence
-    before, after = encoder(first), encoder(Tokens(values, first.observed, features))
+    before, after = encoder(first), encoder(dataclasses.replace(first, values=values, features=features))
     others = [n for n in range(N) if n != 3]
     assert torch.equal(before[:, others], after[:, others])
     assert not torch.equal(before[:, 3], after[:, 3])
@@ -74,14 +76,14 @@ def test_a_token_without_observed_values_moves_no_other(encoder):
 
 def test_everything_observed_needs_no_mask(encoder):
     plain = tokens()
-    flagged = Tokens(plain.values, torch.ones_like(plain.values, dtype=torch.bool), plain.features)
+    flagged = dataclasses.replace(plain, observed=torch.ones_like(plain.values, dtype=torch.bool))
     torch.testing.assert_close(encoder(plain), encoder(flagged), atol=1e-5, rtol=1e-5)
 
 
 def test_samples_do_not_see_each_other(encoder):
     both = tokens(0.3)
     assert both.observed is not None
-    alone = encoder(Tokens(both.values[:1], both.observed[:1], both.features[:1]))
+    alone = encoder(Tokens(both.values[:1], both.observed[:1], both.features[:1], both.channels))
     torch.testing.assert_close(encoder(both)[:1], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -91,6 +93,7 @@ def test_a_sample_without_any_value_yields_numbers(encoder, dtype):
         torch.zeros(2, N, 2, TOKENIZER.patch_size),
         torch.zeros(2, N, 2, TOKENIZER.patch_size, dtype=torch.bool),
         tokens().features,
+        TOKENIZER.channels,
     )
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert encoder(nothing).isfinite().all()
@@ -98,7 +101,7 @@ def test_a_sample_without_any_value_yields_numbers(encoder, dtype):
 
 def test_latents_move_where_a_token_is_moved(encoder):
     plain = tokens()
-    moved = Tokens(plain.values, None, plain.features.roll(1, dims=1))
+    moved = dataclasses.replace(plain, features=plain.features.roll(1, dims=1))
     assert (encoder(plain) - encoder(moved)).abs().max() > 1e-2
 
 
@@ -106,7 +109,7 @@ def test_a_fresh_encoder_is_of_order_one():
     # Patches of 4 standard normal values and weights of variance 1/4 give embeddings of variance 1 (two channels, over
     # sqrt(2)); positions and small residual branches add little.
     torch.manual_seed(0)
-    latents = Encoder(EncoderConfig(size="tiny"), TOKENIZER)(tokens())
+    latents = Encoder(EncoderConfig(size="tiny"), {"grid": TOKENIZER})(tokens())
     assert 0.7 < latents.std() < 1.5
 
 
@@ -126,7 +129,8 @@ def test_impossible_sizes_are_refused():
 def test_a_latent_is_the_embedding_beside_the_last_block(encoder):
     latents = encoder.latents(tokens())
     assert latents.shape == (2, N, 64) and encoder.latent_width == 64
-    expected = encoder.embedding(tokens()) + encoder.position(tokens().features)
+    adapter = encoder.domains["grid"]
+    expected = adapter.embedding(tokens()) + adapter.position(tokens().features)
     torch.testing.assert_close(latents[..., :32], expected)
     torch.testing.assert_close(latents[..., 32:], encoder(tokens()))
 
@@ -137,3 +141,21 @@ def test_latent_layers_outside_of_the_encoder_are_refused():
     for layers in ((3,), (-4,), ()):
         with pytest.raises(UserError, match="latent_layers must name outputs between 0"):
             EncoderConfig(width=32, depth=2, heads=4, latent_layers=layers)
+
+
+def test_domains_share_the_blocks_and_nothing_else():
+    torch.manual_seed(0)
+    joint = Encoder(EncoderConfig(width=32, depth=2, heads=4), {"a": TOKENIZER, "b": TOKENIZER})
+    a, b = (dataclasses.replace(tokens(), domain=name) for name in "ab")
+    assert (joint(a) - joint(b)).abs().max() > 1e-2
+    joint.domains["b"].load_state_dict(joint.domains["a"].state_dict())
+    assert torch.equal(joint(a), joint(b))
+    joint(a).sum().backward()
+    assert all(weight.grad is None for weight in joint.domains["b"].parameters())
+    assert all(weight.grad is not None for weight in joint.blocks.parameters())
+
+
+def test_a_domain_that_the_encoder_does_not_have_is_refused(encoder):
+    with pytest.raises(UserError, match="no domain 'b'; its domains are grid"):
+        encoder(dataclasses.replace(tokens(), domain="b"))
+    torch.testing.assert_close(encoder(dataclasses.replace(tokens(), domain="grid")), encoder(tokens()))

@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import json
+import operator
 import shutil
 from pathlib import Path
 
@@ -7,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny import tiny_config
+from tiny import joint_config, tiny_config
 
 from sciJEPA.archive import open_archive
 from sciJEPA.config import config_to_yaml
 from sciJEPA.errors import UserError
-from sciJEPA.hub import Model, build_jepa, grid_spec, load, random_model
+from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
 from sciJEPA.latents import embed
 from sciJEPA.synthetic import travelling_waves
+
+POSITION = "encoder.domains.grid.position.weight"
 
 
 @pytest.fixture
@@ -30,10 +34,10 @@ def test_a_run_and_its_model_folder_are_the_same_model(run_folder: Path) -> None
 def test_save_and_load_are_exact(model: Model, waves: Path, tmp_path: Path) -> None:
     again = load(model.save(tmp_path / "model"))
     assert again.id == model.id
-    assert (again.config, again.spec, again.units, again.provenance) == (
+    assert (again.config, again.spec, again.only.units, again.provenance) == (
         model.config,
         model.spec,
-        model.units,
+        model.only.units,
         model.provenance,
     )
     for name in ("coefficients", "spread", "missing_share"):
@@ -106,15 +110,23 @@ def test_damage_is_noticed_and_the_file_named(name: str, damage: str, folder: Pa
     [
         ("config", {"training": {"stepz": 1}}),
         ("config", []),
-        ("spec", {}),
-        ("units", 3),
+        ("domains", {}),
+        ("domains", {"grid": {}}),
+        ("domains", {"other": {}}),
+        ("domains.grid.spec", {}),
+        ("domains.grid.units", 3),
+        ("domains.grid.statistics", 1),
         ("sha256", []),
-        ("statistics", 1),
     ],
 )
 def test_a_description_that_was_edited_is_refused(key: str, value: object, folder: Path) -> None:
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    description = json.loads(file.read_text())
+    *parents, last = key.split(".")
+    part = functools.reduce(operator.getitem, parents, description)
+    assert part[last] != value
+    part[last] = value
+    file.write_text(json.dumps(description))
     with pytest.raises(UserError):
         load(folder)
 
@@ -177,26 +189,28 @@ def test_an_archive_without_the_variable_is_refused(model: Model) -> None:
 
 def test_further_variables_do_not_disturb(model: Model) -> None:
     ds = other()
-    assert [channel.name for channel in model.open(ds.assign(a=ds.z * 2)).channels] == ["z"]
+    archive, domain = model.open(ds.assign(a=ds.z * 2))
+    assert [channel.name for channel in archive.channels] == ["z"]
+    assert domain.spec == model.spec
 
 
 def test_random_model_has_the_weights_from_before_training(model: Model, waves: Path) -> None:
-    before = build_jepa(model.config, grid_spec(open_archive(waves), model.config)).state_dict()
+    tokenizers = tokenizers_of({"grid": open_archive(waves)}, model.config)
+    before = build_jepa(model.config, tokenizers).state_dict()
     after = random_model(model).jepa.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert random_model(model).id == random_model(model).id != model.id
-    assert not torch.equal(after["encoder.position.weight"], model.jepa.state_dict()["encoder.position.weight"])
+    assert not torch.equal(after[POSITION], model.jepa.state_dict()[POSITION])
 
 
 def test_weights_follow_from_the_seed_alone(waves: Path) -> None:
-    archive = open_archive(waves)
-    spec = grid_spec(archive, tiny_config(waves))
+    tokenizers = tokenizers_of({"grid": open_archive(waves)}, tiny_config(waves))
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    one, two, three = (build_jepa(tiny_config(waves, seed=seed), spec).state_dict() for seed in (0, 0, 1))
+    one, two, three = (build_jepa(tiny_config(waves, seed=seed), tokenizers).state_dict() for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
-    assert torch.equal(one["encoder.position.weight"], two["encoder.position.weight"])
-    assert not torch.equal(one["encoder.position.weight"], three["encoder.position.weight"])
+    assert torch.equal(one[POSITION], two[POSITION])
+    assert not torch.equal(one[POSITION], three[POSITION])
 
 
 def test_the_target_of_an_untrained_model_is_its_encoder(model: Model) -> None:
@@ -213,10 +227,91 @@ def test_id_changes_with_the_weights_alone(model: Model) -> None:
 
 def test_repr_is_one_line(model: Model) -> None:
     assert repr(model) == (
-        f"<Model {model.id}: 1 channels on 8 x 16, 16 tokens of width 32, "
+        f"<Model {model.id}: grid (1 channels, 16 tokens), latents of width 32, "
         f"{sum(p.numel() for p in model.jepa.encoder.parameters()):,} encoder parameters>"
     )
 
 
 def test_the_configuration_of_the_run_travels_with_the_model(model: Model, run_folder: Path) -> None:
     assert config_to_yaml(model.config) == (run_folder / "config.yaml").read_text()
+
+
+# --- several domains, and part of the channels
+
+
+def part_b(days: int = 20, **changes: object) -> xr.Dataset:
+    """An archive of the domain b of `joint`."""
+    return travelling_waves(days, nlat=6, nlon=12, **({"variables": ("q", "t")} | changes))  # type: ignore[arg-type]
+
+
+def test_a_joint_model_knows_to_which_domain_an_archive_belongs(joint: Model, two_archives: dict[str, Path]) -> None:
+    assert list(joint.domains) == ["a", "b"]
+    for name, path in two_archives.items():
+        archive, domain = joint.open(path)
+        assert domain.name == name
+        assert domain.spec == joint.domains[name].spec
+        assert archive.shape == {"a": (8, 16), "b": (6, 12)}[name]
+        assert joint.open(path, domain=name)[1].spec == domain.spec
+
+
+def test_an_archive_of_no_domain_is_refused_with_a_reason_for_each(joint: Model) -> None:
+    with pytest.raises(UserError, match=r"fits no domain of the model\. a: .*no variable 'z'.* b: .*no variable 'q'"):
+        joint.open(travelling_waves(20, variables=("w",)))
+    with pytest.raises(UserError, match=r"fits no domain .*a: .*its latitude are 6 .* b: .*no variable 'q'"):
+        joint.open(travelling_waves(20, nlat=6, nlon=12))
+
+
+def test_an_archive_of_two_domains_must_be_named(joint: Model) -> None:
+    twin = dataclasses.replace(joint.domains["a"], name="twin")
+    model = dataclasses.replace(joint, domains={**joint.domains, "twin": twin})
+    with pytest.raises(UserError, match=r"fits several domains .* domain=: a, twin\."):
+        model.open(other())
+    assert model.open(other(), domain="twin")[1].name == "twin"
+
+
+def test_a_domain_that_does_not_exist_or_does_not_fit_is_refused(joint: Model, model: Model) -> None:
+    with pytest.raises(UserError, match="no domain 'c'; its domains are a, b"):
+        joint.open(other(), domain="c")
+    with pytest.raises(UserError, match="no domain 'a'; its domains are grid"):
+        model.open(other(), domain="a")
+    with pytest.raises(UserError, match="no variable 'q'"):
+        joint.open(other(), domain="b")
+    with pytest.raises(UserError, match="the model has 2 domains; name one of a, b"):
+        _ = joint.spec
+
+
+def test_a_joint_model_survives_the_folder(joint: Model, two_archives: dict[str, Path], tmp_path: Path) -> None:
+    again = load(joint.save(tmp_path / "model"))
+    assert (again.id, again.config, again.provenance) == (joint.id, joint.config, joint.provenance)
+    assert joint.provenance["archive"] == "a.zarr, b.zarr"
+    assert again.config.parts["b"] == joint_config(two_archives).parts["b"]
+    for name, domain in joint.domains.items():
+        assert (again.domains[name].spec, again.domains[name].units) == (domain.spec, domain.units)
+        np.testing.assert_array_equal(again.domains[name].normalizer.spread, domain.normalizer.spread)
+        assert again.domains[name].normalizer.trained_on == domain.normalizer.trained_on
+    assert "a (1 channels, 16 tokens), b (2 channels, 8 tokens)" in repr(again)
+
+
+def test_a_part_of_the_channels_will_do(joint: Model) -> None:
+    archive, domain = joint.open(part_b(variables=("q", "t")).drop_vars("q"))
+    assert [channel.name for channel in archive.channels] == ["t"]
+    assert (domain.spec.channels, domain.tokenizer.channels, domain.units) == (("t",), ("t",), ("m",))
+    # statistics of t, the second channel in training
+    whole = joint.domains["b"].normalizer
+    np.testing.assert_array_equal(domain.normalizer.spread, whole.spread[1:])
+    assert domain.trained.channels == ("q", "t")
+
+
+def test_a_channel_that_the_model_does_not_know_is_refused(joint: Model) -> None:
+    # of the right name at a level, and so on another channel
+    with pytest.raises(UserError, match=r"its channels are t@500, .*trained on q, t;"):
+        joint.open(part_b(variables=("t",), levels=(500,)), domain="b")
+    with pytest.raises(UserError, match="no variable 'q'"):
+        joint.open(part_b(variables=("w",)), domain="b")
+
+
+def test_units_of_a_part_of_the_channels_are_checked(joint: Model) -> None:
+    ds = part_b().drop_vars("q")
+    ds["t"].attrs["units"] = "ft"
+    with pytest.raises(UserError, match=r"its units are ft, the model was trained on m;"):
+        joint.open(ds, domain="b")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 
 from sciJEPA import inspection
 from sciJEPA.archive import open_archive
+from sciJEPA.cli import main
 from sciJEPA.errors import UserError
 from sciJEPA.inspection import format_inspection, inspect
 
@@ -154,6 +156,12 @@ def test_verdict_is_fine(tmp_path: Path) -> None:
     assert inspect(write(dataset(), tmp_path / "a.zarr", chunks=(8, 4, 8)))["verdict"].startswith("Fine")
 
 
+def prepare(verdict: str) -> None:
+    """Run the command that a verdict ends with."""
+    program, *arguments = shlex.split(verdict.split("Rechunk once with: ")[1])
+    assert program == "scijepa" and main(arguments) == 0
+
+
 @pytest.mark.parametrize(
     ("steps", "grid", "chunks", "phrase"),
     [
@@ -170,8 +178,8 @@ def test_the_command_for_rechunking_works(
     verdict = inspect(path)["verdict"]
     assert phrase in verdict
     monkeypatch.chdir(tmp_path)
-    exec(verdict.split("Rechunk once with: ")[1], {"xr": xr})
-    rechunked = tmp_path / "a_rechunked.zarr"
+    prepare(verdict)
+    rechunked = tmp_path / "a_prepared.zarr"
     assert inspect(rechunked)["verdict"].startswith("Fine")
     np.testing.assert_array_equal(open_archive(rechunked).read(0, steps), open_archive(path).read(0, steps))
 
@@ -182,9 +190,19 @@ def test_the_command_for_netcdf_works(tmp_path: Path, monkeypatch: pytest.Monkey
     ds.to_netcdf(tmp_path / "a.nc", encoding=whole)
     monkeypatch.chdir(tmp_path)
     for source in ("a.nc", "../" + tmp_path.name):
-        command = inspect(source)["verdict"].split("Rechunk once with: ")[1]
-        exec(command, {"xr": xr})
-    assert open_archive(f"{tmp_path.name}_rechunked.zarr").chunk_steps == open_archive("a_rechunked.zarr").chunk_steps
+        prepare(inspect(source)["verdict"])
+    assert open_archive(f"{tmp_path.name}_prepared.zarr").chunk_steps == open_archive("a_prepared.zarr").chunk_steps
+
+
+def test_chunks_that_are_not_stored_are_counted(tmp_path: Path) -> None:
+    path = Path(write(dataset(), tmp_path / "a.zarr", chunks=(8, 4, 8)))
+    assert inspect(path)["variables"]["z"]["chunks_absent"] == 0
+    stored = [file for file in (path / "z").rglob("*") if file.is_file() and file.name not in ("zarr.json", ".zarray")]
+    stored = [file for file in stored if file.name != ".zattrs"]
+    stored[-1].unlink()  # one of five
+    report = inspect(path, missing_chunks="fill")
+    assert report["variables"]["z"]["chunks_absent"] == pytest.approx(0.2)
+    assert "20.0% of the chunks of z are not stored." in report["verdict"]
 
 
 def test_a_window_needs_a_step() -> None:

@@ -35,7 +35,7 @@ PAST = 4 * 8  # 4 of 6 steps, 2 x 4 patches
 def build(**objective) -> JEPA:
     torch.manual_seed(0)
     return JEPA(
-        TOKENIZER,
+        {"grid": TOKENIZER},
         EncoderConfig(width=32, depth=2, heads=4),
         PredictorConfig(width=16, depth=1, heads=2),
         ObjectiveConfig(**objective),
@@ -193,3 +193,26 @@ def test_training_lowers_the_prediction_loss_and_does_not_collapse():
 def test_unknown_choices_are_refused(field, value):
     with pytest.raises(UserError, match=f"objective.{field} must be one of .*'{value}'"):
         ObjectiveConfig(**{field: value})
+
+
+@pytest.mark.parametrize("target", ["ema", "online", "mae"])
+def test_a_batch_trains_its_own_domain_and_what_is_shared(target):
+    other = GridTokenizer(
+        GridTokenizerConfig(patch_latitude=2, patch_longitude=8),
+        dataclasses.replace(TOKENIZER.spec, channels=("q", "t"), window=8),
+    )
+    torch.manual_seed(0)
+    jepa = JEPA(
+        {"a": TOKENIZER, "b": other},
+        EncoderConfig(width=32, depth=2, heads=4),
+        PredictorConfig(width=16, depth=1, heads=2),
+        ObjectiveConfig(target=target),
+    )
+    jepa(dataclasses.replace(data(), domain="a"), plan("forecast")).terms.total.backward()
+    learned = {name: weight for name, weight in jepa.named_parameters() if weight.requires_grad}
+    assert any(".b." in name for name in learned)
+    for name, weight in learned.items():
+        if ".b." in name:
+            assert weight.grad is None, name
+        elif ".missing." not in name:
+            assert weight.grad is not None and weight.grad.abs().sum() > 0, name

@@ -51,7 +51,7 @@ def test_tokens_are_labelled_with_their_centre_share_and_age(latents: xr.Dataset
 
 
 def test_latents_are_what_the_encoder_says(model: Model, waves: Path, latents: xr.Dataset) -> None:
-    reader = WindowReader(model.open(waves), model.normalizer)
+    reader = WindowReader(model.open(waves)[0], model.normalizer)
     with torch.inference_mode():
         for name, module in (("target", model.jepa.target.module), ("online", model.jepa.encoder)):
             wanted = module.latents(model.jepa.tokenizer(reader.read([40], 2)))[0].numpy()
@@ -63,6 +63,7 @@ def test_latents_are_what_the_encoder_says(model: Model, waves: Path, latents: x
 def test_attributes_say_where_latents_come_from(latents: xr.Dataset, model: Model) -> None:
     assert latents.attrs == {
         "model_id": model.id,
+        "domain": "grid",
         "encoder": "target",
         "archive": "waves.zarr",
         "statistics_from": "2001-01-01 00:00:00 to 2001-05-20 00:00:00",
@@ -235,3 +236,43 @@ def test_times_are_encoded_so_that_all_fit() -> None:
     assert encoding == {
         "time": {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
     }
+
+
+# --- several domains, and part of the channels
+
+
+def test_a_joint_model_embeds_each_archive(joint: Model, two_archives: dict[str, Path]) -> None:
+    # 100 and 80 days, windows of 2; patches of 4 x 4 on 8 x 16, of 3 x 6 on 6 x 12
+    for name, times, tokens in (("a", 99, 2 * 8), ("b", 79, 2 * 4)):
+        found = joint.embed(two_archives[name], progress=False)
+        assert dict(found.sizes) == {"time": times, "token": tokens, "latent": 32}
+        assert np.isfinite(found["latents"]).all()
+        assert found.attrs["domain"] == name
+        xr.testing.assert_identical(joint.embed(two_archives[name], domain=name, progress=False), found)
+        assert energy(joint, two_archives[name], progress=False).sizes["token"] == tokens
+    with pytest.raises(UserError, match="fits no domain"):
+        joint.embed(travelling_waves(20, variables=("w",)), progress=False)
+
+
+def test_latents_of_a_domain_are_those_of_its_own_adapter(joint: Model, two_archives: dict[str, Path]) -> None:
+    archive, domain = joint.open(two_archives["b"])
+    batch = WindowReader(archive, domain.normalizer).read([7], 2)
+    encoder = joint.jepa.target.module
+    with torch.inference_mode():
+        tokens = domain.tokenizer(batch)
+        adapter = encoder.domains["b"]
+        wanted = (adapter.embedding(tokens) + adapter.position(tokens.features))[0].numpy()
+    found = joint.embed(two_archives["b"], progress=False)["latents"].isel(time=7)
+    np.testing.assert_allclose(found[:, :16], wanted, atol=1e-5)  # the embedding comes first
+
+
+def test_an_archive_with_a_part_of_the_channels_is_embedded(joint: Model, two_archives: dict[str, Path]) -> None:
+    whole = xr.open_zarr(two_archives["b"], consolidated=False).load()
+    both = joint.embed(whole, progress=False)
+    one = joint.embed(whole[["t"]], progress=False)
+    assert one.sizes == both.sizes
+    assert np.isfinite(one["latents"]).all()
+    assert abs(one["latents"] - both["latents"]).max() > 1e-2
+    # what is not there has no influence
+    scaled = joint.embed(whole.assign(w=whole["q"] * 7)[["t", "w"]], progress=False)
+    xr.testing.assert_equal(scaled, one)

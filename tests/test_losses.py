@@ -100,3 +100,21 @@ def test_regularise_pools_samples_and_tokens():
     latents = torch.randn(3, 5, 4)
     variance, covariance = regularise(latents)
     assert variance == variance_term(latents.reshape(15, 4)) and covariance == covariance_term(latents.reshape(15, 4))
+
+
+def test_unseen_tokens_are_not_regularised():
+    torch.manual_seed(0)
+    latents, seen = torch.randn(3, 5, 4), torch.rand(3, 5) < 0.6
+    assert seen.any() and not seen.all()
+    changed = torch.where(seen[..., None], latents, torch.tensor(1e3)).requires_grad_()
+    terms = regularise(changed, seen)
+    assert terms == regularise(latents, seen) == regularise(latents[seen][None])
+    sum(terms).backward()
+    assert changed.grad is not None and changed.grad[seen].any() and not changed.grad[~seen].any()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_seen_tokens_have_nothing_to_regularise(count):
+    seen = torch.zeros(2, 3, dtype=torch.bool)
+    seen.view(-1)[:count] = True
+    assert regularise(torch.randn(2, 3, 4), seen) == (0, 0)

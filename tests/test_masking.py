@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sciJEPA.errors import UserError
 from sciJEPA.masking import STRATEGIES, Masker, MaskingConfig, TokenGrid, block_mask
 
-GRID = TokenGrid(times=5, rows=6, columns=11, context_times=2, periodic=True)
+GRID = TokenGrid(times=5, space=(6, 11), context_times=2, periodic=True)
 PAST = 2 * 66
 
 
@@ -46,7 +46,7 @@ def test_context_and_target_share_no_token():
 def test_every_mask_has_its_exact_size_and_lies_in_range(
     name, rows, columns, context_times, future, block, share, periodic, seed
 ):
-    grid = TokenGrid(context_times + future, rows, columns, context_times, periodic)
+    grid = TokenGrid(context_times + future, (rows, columns), context_times, periodic)
     config = MaskingConfig(
         forecast_share=share, context_share=1 - share, hidden_share=share, block_rows=block[0], block_columns=block[1]
     )
@@ -103,7 +103,7 @@ def test_a_single_block_is_a_rectangle_that_wraps_around():
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_blocks_hide_every_place_equally_often(rows, columns, periodic, block, share):
     # At walls and seams too: (4, 8) on 6 x 11 had a ratio of 1.6 while rectangles were cut at the walls.
-    grid = TokenGrid(2, rows, columns, 1, periodic)
+    grid = TokenGrid(2, (rows, columns), 1, periodic)
     config = MaskingConfig(hidden_share=share, block_rows=block[0], block_columns=block[1])
     hidden = max(1, round(share * rows * columns)) / (rows * columns)
     counts = frequencies("blocks", grid, config, hidden)[: grid.per_time]
@@ -112,7 +112,7 @@ def test_blocks_hide_every_place_equally_often(rows, columns, periodic, block, s
 
 @pytest.mark.parametrize("rows, columns", [(6, 11), (4, 8)])
 def test_random_hides_every_token_of_the_issue_window_equally_often(rows, columns):
-    grid = TokenGrid(5, rows, columns, 2)
+    grid = TokenGrid(5, (rows, columns), 2)
     counts = frequencies("random", grid, MaskingConfig(hidden_share=0.4), 0.4)[: 2 * grid.per_time]
     assert counts.max() / counts.min() < 1.2
 
@@ -192,11 +192,92 @@ def test_impossible_settings_are_refused(wrong, message):
 @pytest.mark.parametrize(
     "grid, config, message",
     [
-        (TokenGrid(2, 3, 4, 2), MaskingConfig(), "make data.window longer"),
-        (TokenGrid(2, 1, 1, 1), MaskingConfig(blocks=1), "masking.blocks"),
-        (TokenGrid(2, 1, 1, 1), MaskingConfig(blocks=0, random=1), "masking.random"),
+        (TokenGrid(2, (3, 4), 2), MaskingConfig(), "make data.window longer"),
+        (TokenGrid(2, (1, 1), 1), MaskingConfig(blocks=1), "masking.blocks"),
+        (TokenGrid(2, (1, 1), 1), MaskingConfig(blocks=0, random=1), "masking.random"),
     ],
 )
 def test_a_grid_too_small_for_a_strategy_is_refused(grid, config, message):
     with pytest.raises(UserError, match=message):
         Masker(grid, config)
+
+
+# --- spaces of any number of dimensions, and without an order
+
+SPACES = [
+    TokenGrid(3, (12,), 2),
+    TokenGrid(3, (12,), 2, periodic=True),
+    TokenGrid(3, (3, 4, 5), 2),
+    TokenGrid(2, (2, 3, 2, 3), 1),
+    TokenGrid(3, (13,), 2, ordered=False),
+    TokenGrid(3, (4, 5), 2, ordered=False),
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(sorted(STRATEGIES)),
+    space=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple).filter(lambda space: np.prod(space) > 1),
+    ordered=st.booleans(),
+    block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+)
+def test_masks_of_any_space_have_their_exact_size(name, space, ordered, block, share, seed):
+    grid, places = TokenGrid(3, space, 2, ordered=ordered), int(np.prod(space))
+    config = MaskingConfig(hidden_share=share, block_rows=block[0], block_columns=block[1])
+    context, target = STRATEGIES[name](grid, config, np.random.default_rng(seed))
+    hidden = {
+        "forecast": places,
+        "random": min(max(1, round(share * 2 * places)), 2 * places - 1),
+        "blocks": 2 * min(max(1, round(share * places)), places - 1),
+    }[name]
+    assert len(target) == hidden
+    assert len(context) == 2 * places - (0 if name == "forecast" else hidden)
+    assert len(set(context) | set(target)) == len(context) + len(target)
+    assert max(context) < 2 * places and max(target) < grid.count
+
+
+@pytest.mark.parametrize("grid", SPACES, ids=str)
+@pytest.mark.parametrize("block", [(1, 1), (2, 3)])
+def test_blocks_of_any_space_hide_every_place_equally_often(grid, block):
+    config = MaskingConfig(hidden_share=0.4, block_rows=block[0], block_columns=block[1])
+    hidden = round(0.4 * grid.per_time) / grid.per_time
+    counts = frequencies("blocks", grid, config, hidden)[: grid.per_time]
+    assert counts.max() / counts.min() < 1.2
+
+
+def test_a_block_in_three_dimensions_is_a_box():
+    # One box of 2 x 2 x 3 of 4 x 4 x 5 places: rolled to the origin it fills the first 2, 2 and 3 places of each axis.
+    config = MaskingConfig(hidden_share=12 / 80, block_rows=2, block_columns=3)
+    for seed in range(30):
+        _, target = block_mask(TokenGrid(1, (4, 4, 5), 1), config, np.random.default_rng(seed))
+        hidden = np.zeros((4, 4, 5), dtype=bool)
+        hidden.ravel()[target] = True
+        for axis, size in enumerate(hidden.shape):
+            others = tuple(other for other in range(3) if other != axis)
+            inside = hidden.any(axis=others)
+            (start,) = [place for place in np.flatnonzero(inside) if not inside[place - 1]]
+            hidden = np.roll(hidden, -start, axis=axis)
+            assert hidden.any(axis=others).tolist() == [place < (2, 2, 3)[axis] for place in range(size)]
+        assert hidden[:2, :2, :3].all()
+
+
+def test_a_block_in_one_dimension_is_a_run_of_neighbours():
+    config = MaskingConfig(hidden_share=3 / 10, block_rows=1, block_columns=3)
+    for seed in range(30):
+        _, target = block_mask(TokenGrid(1, (10,), 1), config, np.random.default_rng(seed))
+        assert any(set(target) == {(start + step) % 10 for step in range(3)} for start in range(10))
+
+
+def test_places_without_an_order_know_no_neighbours():
+    # Of all pairs of 10 places, 10 of 45 are neighbours on the circle. Hidden pairs are: in n = 2000 draws
+    # 2000 * 10 / 45 = 444 of them, standard deviation sqrt(444 * 35 / 45) = 19. With an order all of them are.
+    grid = TokenGrid(1, (10,), 1, ordered=False)
+    config = MaskingConfig(hidden_share=0.2, block_rows=2, block_columns=2)
+    pairs = [block_mask(grid, config, np.random.default_rng(seed))[1] for seed in range(2000)]
+    neighbours = sum(int((last - first) in (1, 9)) for first, last in pairs)
+    assert abs(neighbours - 444) < 80
+    one_by_one = MaskingConfig(hidden_share=0.2, block_rows=1, block_columns=1)
+    for seed in range(20):
+        np.testing.assert_array_equal(block_mask(grid, one_by_one, np.random.default_rng(seed))[1], pairs[seed])

@@ -7,6 +7,7 @@ import xarray as xr
 
 from sciJEPA import normalize
 from sciJEPA.archive import Archive, open_archive
+from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
 from sciJEPA.normalize import (
     GAP_RIDGE,
@@ -238,7 +239,7 @@ def test_a_first_block_without_any_value_does_no_harm(monkeypatch):
     field[:40] = np.nan
     monkeypatch.setattr(normalize, "BLOCK_VALUES", 12 * 30)
     archive = dataclasses.replace(on(time, field), chunk_steps=1)
-    assert len(list(read_blocks(archive, 0, 90))) == 3
+    assert len(list(read_blocks(ChunkReader(archive), 0, 90))) == 3
     normalizer = fit_normalizer(archive, ((0, 90),))
     np.testing.assert_allclose(normalizer.spread, rms(np.nanstd(field, axis=0)), rtol=1e-3)
 
@@ -259,7 +260,8 @@ def test_in_blocks_is_as_all_at_once(monkeypatch, chunk, values, missing):
 def test_blocks_follow_each_other_and_the_chunks(monkeypatch, start, stop, chunk):
     monkeypatch.setattr(normalize, "BLOCK_VALUES", 12 * 15)
     archive = dataclasses.replace(on(days(50), noise(50)), chunk_steps=chunk)
-    blocks = list(read_blocks(archive, start, stop))
+    reader = ChunkReader(archive)
+    blocks = [(first, fields.swapaxes(0, 1).copy()) for first, fields in read_blocks(reader, start, stop)]
     np.testing.assert_array_equal(np.concatenate([fields for _, fields in blocks]), archive.read(start, stop))
     assert [first for first, _ in blocks][1:] == [first + len(fields) for first, fields in blocks][:-1]
     assert all(first % chunk == 0 for first, _ in blocks[1:])
@@ -367,11 +369,12 @@ def test_huge_values_are_observed():
     assert observed is None and (values > 1e29).all()
 
 
-@pytest.mark.parametrize("tile, points", [(64, 1), (64, 5), (2**18, 4)])
-def test_sums_in_tiles_are_the_sums(monkeypatch, tile, points):
+@pytest.mark.parametrize("tile, steps", [(64, 64), (64, 13), (2**18, 4)])
+def test_sums_in_tiles_are_the_sums(monkeypatch, tile, steps):
     field = 280 + noise(500)
     field[np.random.default_rng(2).random(field.shape) < 0.05] = np.nan
     whole = fit_normalizer(on(days(500), field), ((0, 500),))
     monkeypatch.setattr(normalize, "TILE_VALUES", tile)
-    monkeypatch.setattr(normalize, "TILE_POINTS", points)
+    monkeypatch.setattr(normalize, "TILE_STEPS", steps)
+    monkeypatch.setattr(normalize, "SHORT_SUM", steps)
     assert_same(whole, fit_normalizer(on(days(500), field), ((0, 500),)))

@@ -76,8 +76,12 @@ def test_dataset_card_is_complete(folder: Path) -> None:
 @pytest.mark.parametrize("folder", DATASETS, ids=lambda folder: folder.name)
 def test_dataset_splits_are_chronological_and_apart(folder: Path) -> None:
     splits = yaml.safe_load((folder / "dataset.yaml").read_text())["splits"]
-    assert splits["method"] == "chronological"
-    if "rows" in splits:
+    assert splits["method"] in ("chronological", "source")
+    if splits["method"] == "source":  # whole trajectories, as the source says itself
+        assert set(splits) == {"method"}
+    elif "validation_start" in splits:
+        assert splits["validation_start"] < splits["test_start"]
+    elif "rows" in splits:
         rows = splits["rows"]
         bounds = [*rows["train"], *rows["validation"], *rows["test"]]
         assert bounds == sorted(bounds)

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from tiny import tiny_config
+from tiny import joint_config, tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.hub import build_jepa, grid_spec
+from sciJEPA.hub import build_jepa, tokenizers_of
 from sciJEPA.loader import WindowReader
 from sciJEPA.masking import Masker
 from sciJEPA.normalize import fit_normalizer
@@ -16,7 +16,7 @@ from sciJEPA.plan import describe_run
 def test_describe_run_counts_what_there_is(waves: Path) -> None:
     config = tiny_config(waves)
     description = describe_run(config)
-    jepa = build_jepa(config, grid_spec(open_archive(waves), config))
+    jepa = build_jepa(config, tokenizers_of({"grid": open_archive(waves)}, config))
     assert description["parameters"] == {
         "encoder": sum(p.numel() for p in jepa.encoder.parameters()),
         "predictor": sum(p.numel() for p in jepa.predictor.parameters()),
@@ -50,7 +50,7 @@ def test_flops_agree_with_a_count_of_a_real_step(target: str, masking: dict, wav
         encoder={"width": 32, "depth": 2, "heads": 2}, predictor={},
     )  # fmt: skip
     archive = open_archive(waves)
-    jepa = build_jepa(config, grid_spec(archive, config))
+    jepa = build_jepa(config, tokenizers_of({"grid": archive}, config))
     samples = list(range(config.training.batch_size))
     batch = WindowReader(archive, fit_normalizer(archive, ((0, 140),))).read(samples, config.data.window)
     plan = Masker(jepa.tokenizer.grid, config.masking, config.seed)(samples, epoch=0, step=0)
@@ -58,3 +58,21 @@ def test_flops_agree_with_a_count_of_a_real_step(target: str, masking: dict, wav
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         jepa(batch, plan).terms.total.backward()
     assert describe_run(config)["flops_per_step"] == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_a_joint_run_is_described_by_domain(two_archives: dict[str, Path]) -> None:
+    config = joint_config(two_archives)
+    description = describe_run(config)
+    parts = description["domains"]
+    assert list(parts) == ["a", "b"]
+    # 100 and 80 days: 70 and 56 for training, less 3 as a window has 4
+    assert [part["windows"]["train"] for part in parts.values()] == [67, 53]
+    assert [part["batch_size"] for part in parts.values()] == [8, 4]
+    assert [part["space"] for part in parts.values()] == [[8, 16], [6, 12]]
+    assert [part["channels"] for part in parts.values()] == [["z"], ["q", "t"]]
+    assert [part["patch_values"] for part in parts.values()] == [16, 2 * 18]
+    assert [part["epochs"] for part in parts.values()] == pytest.approx([6 * 8 / 67, 6 * 4 / 53])
+    assert description["flops_per_step"] == parts["a"]["flops_per_step"] + parts["b"]["flops_per_step"]
+    archives = {name: open_archive(path) for name, path in two_archives.items()}
+    jepa = build_jepa(config, tokenizers_of(archives, config))
+    assert description["parameters"]["encoder"] == sum(p.numel() for p in jepa.encoder.parameters())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from sciJEPA.positions import SPHERE_WIDTH, lead_features, lead_periods, sphere_features
+from sciJEPA.positions import SPHERE_WIDTH, axis_features, lead_features, lead_periods, sphere_features
 
 
 def degrees(*values: float) -> torch.Tensor:
@@ -36,6 +36,23 @@ def test_neighbours_five_degrees_apart_differ():
     features = sphere_features(latitude, torch.zeros_like(latitude))
     assert features.shape == (35, SPHERE_WIDTH)
     assert torch.pdist(features).min() > 0.5
+
+
+def test_places_along_a_circle_and_between_ends():
+    # u = 1/4 on a circle: angles pi/2, pi, 2 pi, ... ; between ends: pi/4, pi/2, pi, ...
+    u = torch.tensor([0.25], dtype=torch.float64)
+    r = 0.5**0.5
+    expected = torch.tensor([[1.0, 0, 0, 0, 0, 0, -1, 1, 1, 1], [r, 1, 0, 0, 0, r, 0, -1, 1, 1]])
+    got = torch.cat([axis_features(u, True), axis_features(u, False)])
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_a_circle_has_no_seam_and_ends_differ():
+    u = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    first, last = axis_features(u, True)
+    torch.testing.assert_close(first, last, atol=1e-6, rtol=0)
+    first, last = axis_features(u, False)
+    assert (first - last).abs().max() > 1
 
 
 def test_shapes_are_enforced_in_tests():

@@ -10,7 +10,8 @@ B, C, M, K = 2, 7, 5, 6
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     torch.manual_seed(0)
-    predictor = Predictor(PredictorConfig(width=16, depth=2, heads=4), in_width=12, feature_width=K, out_width=3)
+    config = PredictorConfig(width=16, depth=2, heads=4)
+    predictor = Predictor(config, in_width=12, feature_widths={"grid": K}, out_width=3)
     for weight in predictor.parameters():  # at its initial size the attention hardly mixes
         torch.nn.init.normal_(weight, std=0.3)
     return predictor
@@ -72,3 +73,22 @@ def test_unseen_context_counts_for_nothing(predictor, inputs):
 def test_a_width_that_heads_do_not_share_is_refused():
     with pytest.raises(UserError, match=r"width of 30 is not a multiple of predictor.heads, 4"):
         PredictorConfig(width=30)
+
+
+def test_domains_have_their_own_places_and_share_the_way_out_to_latents(inputs):
+    context, where, asked = inputs
+    config = PredictorConfig(width=16, depth=2, heads=4)
+    latents = Predictor(config, in_width=12, feature_widths={"a": K, "b": K + 1}, out_width=3)
+    assert list(latents.leave) == ["latent"]
+    assert latents(context, where, asked, domain="a").shape == (B, M, 3)
+    wider = (torch.cat([part, part[..., :1]], dim=-1) for part in (where, asked))
+    assert latents(context, *wider, domain="b").shape == (B, M, 3)
+    with pytest.raises(UserError, match="its domains are a, b"):
+        latents(context, where, asked, domain="c")
+
+
+def test_patches_of_each_domain_have_their_own_width(inputs):
+    config = PredictorConfig(width=16, depth=2, heads=4)
+    patches = Predictor(config, in_width=12, feature_widths={"a": K, "b": K}, out_width={"a": 5, "b": 9})
+    for domain, width in (("a", 5), ("b", 9)):
+        assert patches(*inputs, domain=domain).shape == (B, M, width)

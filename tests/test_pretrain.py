@@ -7,16 +7,22 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import changed, tiny_config
+from tiny import changed, joint_config, tiny_config
 
+import sciJEPA.pretrain as home
+from sciJEPA.archive import open_archive
 from sciJEPA.config import RunConfig, config_to_yaml, load_config
 from sciJEPA.errors import UserError
-from sciJEPA.hub import Model, load
+from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
+from sciJEPA.jepa import StepOutput
+from sciJEPA.losses import LossTerms
 from sciJEPA.monitor import SPREAD_FLOOR, CollapseWarning
 from sciJEPA.panel import probe
 from sciJEPA.pretrain import learning_rate_factor, pretrain
@@ -269,6 +275,75 @@ def test_nothing_is_printed_where_nobody_watches(waves: Path, tmp_path: Path, ca
         warnings.simplefilter("error")
         pretrain(tiny_config(waves, training__steps=2), tmp_path / "run")
     assert capfd.readouterr() == ("", "")
+
+
+# --- joint runs
+
+
+def test_a_joint_run_logs_every_domain(joint_run: Path) -> None:
+    metrics = pd.read_csv(joint_run / "metrics.csv")
+    assert metrics["step"].tolist() == [2, 4, 6]
+    own = ("loss", "loss_prediction", "rank_online", "rank_target", "std_online", "validation_loss")
+    assert {f"{domain}.{name}" for domain in "ab" for name in own} <= set(metrics)
+    assert "rank_online" not in metrics
+    assert np.isfinite(metrics).all(axis=None)
+    np.testing.assert_allclose(metrics["loss"], (metrics["a.loss"] + metrics["b.loss"]) / 2, rtol=1e-6)
+
+
+def test_a_joint_run_trains_the_parts_of_every_domain(joint: Model) -> None:
+    before, after = random_model(joint).jepa.state_dict(), joint.jepa.state_dict()
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        if weight.ndim > 1 and "domains.a.embedding.missing" not in name:  # nothing is missing in a
+            assert not torch.equal(before[name], weight), name
+
+
+@pytest.fixture(scope="module")
+def joint_uninterrupted(two_archives: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "joint"
+    pretrain(joint_config(two_archives, training__steps=12), out, progress=False)
+    return out
+
+
+# Checkpoints are written at steps 3, 6, 9 and 12, rows at 2, 4, ..., 12.
+@pytest.mark.parametrize("moment", ["after row 2", "in checkpoint 1", "after step 7", "after row 12"])
+def test_a_killed_joint_run_resumes_to_the_same_bytes(
+    moment: str, runs: Runs, two_archives: dict[str, Path], joint_uninterrupted: Path, tmp_path: Path
+) -> None:
+    config = joint_config(two_archives, training__steps=12)
+    runs.start(config, tmp_path / "run", die=moment)
+    assert runs.end() == -signal.SIGKILL
+    assert not (tmp_path / "run/model").exists()
+    pretrain(config, tmp_path / "run", resume=True, progress=False)
+    assert_same_run(tmp_path / "run", joint_uninterrupted)
+
+
+def test_a_domain_without_an_archive_is_refused(two_archives: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no archive is given: set domains\.b\.data\.archive"):
+        pretrain(joint_config({"a": two_archives["a"], "b": ""}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_domains_pull_by_their_weight_and_alike_when_balanced(
+    two_archives: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # b has weight 2 and a weight 1: (1 * 4 + 2 * 10) / 3 = 8. Balanced, each is divided by its prediction loss, 2 and
+    # 5: (1 * 4 / 2 + 2 * 10 / 5) / 3 = 2.
+    config, empty = joint_config(two_archives), torch.zeros(1, 1, 1)
+    terms = {
+        name: LossTerms(torch.tensor(prediction), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(total))
+        for name, prediction, total in (("a", 2.0, 4.0), ("b", 5.0, 10.0))
+    }
+    jepa = build_jepa(config, tokenizers_of({name: open_archive(path) for name, path in two_archives.items()}, config))
+    monkeypatch.setattr(jepa, "forward", lambda data, plan: StepOutput(terms[data.domain], empty, empty, empty))
+
+    def step(*, balance: bool) -> float:
+        run = home._Run(jepa, changed(config, training__balance=balance))
+        batch: Any = [(SimpleNamespace(domain=name), None) for name in "ab"]
+        return float(run.training_step(batch, 0))
+
+    assert step(balance=False) == pytest.approx(8)
+    assert step(balance=True) == pytest.approx(2)
 
 
 # --- learning

@@ -148,3 +148,18 @@ def test_an_archive_may_state_its_own_split() -> None:
     assert (
         splits.train == ((0, 6), (18, 24)) and splits.validation == ((12, 18),) and splits.test == ((6, 12), (24, 30))
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "periodic"),
+    [
+        ("periodic", (True, True)),
+        ("periodic in x and y", (True, True)),
+        ("Periodic in y", (False, True)),
+        ("non-periodic", (False, False)),
+        ("walls", (False, False)),
+    ],
+)
+def test_sides_in_words(words: str, periodic: tuple[bool, bool]) -> None:
+    ds = field({"time": STEPS, "x": 4, "y": 3}).assign_attrs(boundary=words)
+    assert open_archive(ds).space.periodic == periodic

@@ -83,3 +83,29 @@ def test_batch_keeps_amplitudes_that_token_removes():
 
 def test_collapsed_latents_give_zeros_and_not_nan():
     assert torch.equal(standardise(torch.ones(2, 3, 4), "batch"), torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("over", ["batch", "token", "none"])
+def test_unseen_tokens_move_no_target(over):
+    torch.manual_seed(0)
+    latents, seen = torch.randn(3, 5, 4), torch.rand(3, 5) < 0.6
+    assert seen.any() and not seen.all()
+    changed = torch.where(seen[..., None], latents, torch.tensor(1e3))
+    before, after = standardise(latents, over, seen), standardise(changed, over, seen)
+    torch.testing.assert_close(before[seen], after[seen])
+    assert not torch.equal(before[~seen], after[~seen])
+
+
+def test_seen_tokens_of_a_batch_have_mean_zero_and_variance_one():
+    torch.manual_seed(0)
+    latents, seen = 5 + 3 * torch.randn(4, 6, 8), torch.rand(4, 6) < 0.5
+    kept = standardise(latents, "batch", seen)[seen]
+    torch.testing.assert_close(kept.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept.var(dim=0, unbiased=False), torch.ones(8), atol=1e-5, rtol=0)
+
+
+def test_where_all_is_seen_or_nothing_the_targets_are_numbers():
+    latents = torch.randn(2, 3, 4)
+    everything = torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(standardise(latents, "batch", everything), standardise(latents, "batch"))
+    assert standardise(latents, "batch", ~everything).isfinite().all()

@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from sciJEPA.errors import UserError
-from sciJEPA.tokenizers.base import Batch, PatchEmbedding, Tokenizer, Tokens, parameter_name
+from sciJEPA.tokenizers.base import Batch, PatchEmbedding, TokenGeometry, Tokenizer, Tokens, parameter_name
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
 
 
@@ -41,6 +43,11 @@ def batch(tokenizer: GridTokenizer, size: int = 3, *, missing: float = 0.0, step
     if observed is not None:
         values = values * observed
     return Batch(values, observed, torch.rand(size, steps, 4), torch.arange(size))
+
+
+def degrees(geometry: TokenGeometry, name: str) -> np.ndarray:
+    """Centres of the tokens."""
+    return geometry.coordinates[name][0]
 
 
 SHAPES = [
@@ -96,11 +103,13 @@ def test_centres_and_times():
     # Latitudes 80, 57.1, 34.3, 11.4 have the mean 45.7. Longitudes 0, 30, 60, 90 have 45. The issue window has 4 of 6
     # steps of 6 hours, so tubelets of 2 end 12 hours before, at and 12 hours after the issue time.
     geometry = make(patch_time=2).geometry
-    np.testing.assert_allclose(geometry.latitude[:6], np.repeat([80 - 240 / 7, -80 + 240 / 7], 3))
-    np.testing.assert_allclose(geometry.longitude[:6], [45, 165, 285] * 2)
+    np.testing.assert_allclose(degrees(geometry, "latitude")[:6], np.repeat([80 - 240 / 7, -80 + 240 / 7], 3))
+    np.testing.assert_allclose(degrees(geometry, "longitude")[:6], [45, 165, 285] * 2)
     np.testing.assert_array_equal(geometry.offset, np.repeat([-12.0, 0.0, 12.0], 6))
-    for name in ("latitude", "longitude", "area", "offset"):
-        assert getattr(geometry, name).shape == (18,)
+    assert list(geometry.coordinates) == ["latitude", "longitude"]
+    for part in (*(values for values, _ in geometry.coordinates.values()), geometry.area, geometry.offset):
+        assert part.shape == (18,)
+    assert [attributes["units"] for _, attributes in geometry.coordinates.values()] == ["degrees_north", "degrees_east"]
 
 
 @pytest.mark.parametrize("height, width, config", SHAPES)
@@ -129,16 +138,17 @@ def test_area_is_the_share_of_the_sphere():
 
 def test_a_patch_across_the_seam_has_its_centre_there():
     longitude = np.array([350.0, 355.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0])
-    centres = make(width=8, longitude=longitude, periodic=False).geometry.longitude[:2]
+    centres = degrees(make(width=8, longitude=longitude, periodic=False).geometry, "longitude")[:2]
     np.testing.assert_allclose(centres % 360, [357.5, 17.5])
     longitude = np.array([165.0, 170.0, 175.0, 180.0, -175.0, -170.0, -165.0, -160.0])
-    centres = make(width=8, longitude=longitude, periodic=False, patch_longitude=8).geometry.longitude[:1]
+    tokenizer = make(width=8, longitude=longitude, periodic=False, patch_longitude=8)
+    centres = degrees(tokenizer.geometry, "longitude")[:1]
     np.testing.assert_allclose(centres % 360, [182.5])
 
 
 def test_patches_of_one_column_keep_the_longitudes_exactly():
     longitude = np.arange(10) * 36 + 0.1
-    centres = make(width=10, longitude=longitude, patch_longitude=1).geometry.longitude[:10]
+    centres = degrees(make(width=10, longitude=longitude, patch_longitude=1).geometry, "longitude")[:10]
     np.testing.assert_array_equal(centres, longitude)
 
 
@@ -148,7 +158,7 @@ def test_rolling_the_longitude_by_whole_patches_permutes_the_tokens():
     first = batch(plain, missing=0.2)
     assert first.observed is not None
     second = Batch(first.values.roll(-4, -1), first.observed.roll(-4, -1), first.calendar, first.samples)
-    numbers = torch.arange(plain.grid.count).reshape(-1, plain.grid.rows, plain.grid.columns).roll(-1, -1).flatten()
+    numbers = torch.arange(plain.grid.count).reshape(-1, *plain.grid.space).roll(-1, -1).flatten()
     expected, got = plain(first).take(numbers.expand(3, -1)), rolled(second)
     assert torch.equal(expected.values, got.values)
     assert expected.observed is not None and got.observed is not None
@@ -216,7 +226,7 @@ def test_weights_belong_to_the_channel_of_their_name():
     # alphabet. With one value of 1 in the second of two channels the embedding is W_a / sqrt(2).
     embedding = PatchEmbedding(("z", "a"), patch_size=1, width=3)
     values = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1)
-    out = embedding(Tokens(values, None, torch.zeros(1, 1, 1)))
+    out = embedding(Tokens(values, None, torch.zeros(1, 1, 1), ("z", "a")))
     torch.testing.assert_close(out[0, 0], embedding.value[parameter_name("a")][0] / 2**0.5)
 
 
@@ -227,8 +237,8 @@ def test_channels_in_another_order_with_their_weights_embed_the_same():
     torch.nn.init.normal_(first.missing[parameter_name("u")])
     second.load_state_dict(first.state_dict())
     observed = torch.rand(2, 5, 3, 4) > 0.3
-    tokens = Tokens(torch.randn(2, 5, 3, 4) * observed, observed, torch.zeros(2, 5, 1))
-    other = Tokens(tokens.values[:, :, order], observed[:, :, order], tokens.features)
+    tokens = Tokens(torch.randn(2, 5, 3, 4) * observed, observed, torch.zeros(2, 5, 1), names)
+    other = tokens.only(order)
     torch.testing.assert_close(first(tokens), second(other))
 
 
@@ -236,12 +246,44 @@ def test_channels_in_another_order_with_their_weights_embed_the_same():
 def test_any_variable_name_has_its_own_weights(names):
     embedding = PatchEmbedding(names, 2, 4)
     assert len(embedding.value) == len(embedding.missing) == len(names)
-    assert embedding(Tokens(torch.zeros(1, 1, len(names), 2), None, torch.zeros(1, 1, 1))).shape == (1, 1, 4)
+    tokens = Tokens(torch.zeros(1, 1, len(names), 2), None, torch.zeros(1, 1, 1), names)
+    assert embedding(tokens).shape == (1, 1, 4)
 
 
 def test_a_missing_value_contributes_through_its_flag_alone():
     # One value, missing: e = b + M, whatever W is.
     embedding = PatchEmbedding(("z",), 1, 3)
     torch.nn.init.normal_(embedding.missing[parameter_name("z")])
-    tokens = Tokens(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, 1))
+    tokens = Tokens(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, 1), ("z",))
     torch.testing.assert_close(embedding(tokens)[0, 0], embedding.missing[parameter_name("z")][0])
+
+
+@pytest.mark.parametrize("kept", [(0,), (2, 0), (1, 2, 3), (3, 2, 1, 0)])
+def test_a_part_of_the_channels_embeds_as_the_whole_without_the_others(kept):
+    # e = b + sum_v (x_v W_v + (1 - o_v) M_v) / sqrt(V). Where the other channels are observed and zero, the sum has the
+    # kept terms alone; so (e - b) of the kept is that of the whole, times sqrt(V / kept).
+    torch.manual_seed(0)
+    names = ("z@500", "t", "u", "v")
+    embedding = PatchEmbedding(names, 6, 8)
+    for weight in embedding.parameters():
+        torch.nn.init.normal_(weight)
+    observed = torch.rand(2, 5, 4, 6) > 0.3
+    tokens = Tokens(torch.randn(2, 5, 4, 6) * observed, observed, torch.zeros(2, 5, 1), names)
+    others = [number for number in range(4) if number not in kept]
+    values, flags = tokens.values.clone(), observed.clone()
+    values[:, :, others], flags[:, :, others] = 0, True
+    whole = embedding(dataclasses.replace(tokens, values=values, observed=flags))
+    part = embedding(tokens.only(kept))
+    scale = (4 / len(kept)) ** 0.5
+    torch.testing.assert_close(part - embedding.bias, (whole - embedding.bias) * scale, atol=1e-5, rtol=1e-5)
+    assert tokens.only(kept).channels == tuple(names[number] for number in kept)
+
+
+def test_a_span_is_the_tokens_between_two_numbers():
+    tokens = make()(batch(make(), missing=0.3))
+    part = tokens.span(3, 7)
+    taken = tokens.take(torch.arange(3, 7).expand(3, -1))
+    for name in ("values", "observed", "features"):
+        assert torch.equal(getattr(part, name), getattr(taken, name))
+    assert part.channels == tokens.channels
+    assert torch.equal(tokens.span(3, None).values, tokens.values[:, 3:])

@@ -1,5 +1,6 @@
 """Models and runs so small that a test can train one: width 16, depth 1."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from sciJEPA.config import RunConfig, config_from_dict, config_to_dict
@@ -20,6 +21,22 @@ def tiny_config(archive: object = "", **changes: Any) -> RunConfig:
         else:
             tree[section] = value
     return config_from_dict(tree)
+
+
+def joint_config(archives: Mapping[str, object], **changes: Any) -> RunConfig:
+    """A joint run of 6 steps on the archives of the fixture `two_archives`; changes as for `tiny_config`."""
+    windows = {"window": 4, "context": 2}
+    domains = {
+        "a": {"data": {"archive": str(archives["a"]), **windows}, "masking": {"forecast": 1, "blocks": 1}},
+        "b": {
+            "data": {"archive": str(archives["b"]), **windows},
+            "tokenizer": {"patch_latitude": 3, "patch_longitude": 6},
+            "weight": 2.0,
+            "batch_size": 4,
+        },
+    }
+    training = {"steps": 6, "batch_size": 8, "precision": "float32", "log_every": 2, "checkpoint_every": 3}
+    return tiny_config(data={}, domains=domains, **{"training": training, **changes})
 
 
 def changed(config: RunConfig, **changes: Any) -> RunConfig:

@@ -2,43 +2,47 @@
 
 Arrives: a `Batch` of normalised windows. Leaves: `Tokens`, which is all that the backbone ever sees: patches by
 channel, where they were observed, and position features. `TokenGeometry` is what `latents` needs to put labels back on.
-A new domain is one file beside this one that makes these; decided against a class hierarchy, since the three
-dataclasses and the members of `Tokenizer` are the whole contract.
+A new domain is one file beside this one: a description of its archives, a configuration that makes the description and
+the tokenizer, and the tokenizer itself. We decided against a class hierarchy: the dataclasses and protocols below are
+the whole contract.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from sciJEPA.archive import Archive
 from sciJEPA.masking import TokenGrid
+
+Coordinate = tuple[np.ndarray, Mapping[str, str]]
+"""Values of a coordinate for every token, and its attributes (units, long_name)."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Windows as tensors: the one place where labels are off. Values are normalised, zero where missing."""
 
-    values: Float[Tensor, "B V T H W"]
-    observed: Bool[Tensor, "B V T H W"] | None
+    values: Float[Tensor, "B V T *space"]
+    observed: Bool[Tensor, "B V T *space"] | None
     """False where a value is missing; None if nothing is."""
     calendar: Float[Tensor, "B T 4"]
     """Sine and cosine of the year's progress and of the day's."""
     samples: Int[Tensor, " B"]
     """Sample numbers (window starts)."""
+    domain: str = ""
+    """Which of a model's domains the windows belong to; may be left empty where there is one."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         observed = None if self.observed is None else self.observed.to(device, non_blocking=True)
-        return Batch(
-            self.values.to(device, non_blocking=True),
-            observed,
-            self.calendar.to(device, non_blocking=True),
-            self.samples,
-        )
+        values, calendar = (part.to(device, non_blocking=True) for part in (self.values, self.calendar))
+        return dataclasses.replace(self, values=values, observed=observed, calendar=calendar)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,39 @@ class Tokens:
     values: Float[Tensor, "B N V P"]
     observed: Bool[Tensor, "B N V P"] | None
     features: Float[Tensor, "B N K"]
+    channels: tuple[str, ...]
+    """Names of the V channels, by which an embedding knows its weights."""
+    domain: str = ""
+    instance: Float[Tensor, "B N 2"] | None = None
+    """Location and scale that were taken out of each token's values, where a tokenizer does so (normalised units)."""
 
     def take(self, index: Int[Tensor, "B M"]) -> "Tokens":
         """The tokens with these numbers, in this order."""
         rows = torch.arange(len(index), device=index.device)[:, None]
-        observed = None if self.observed is None else self.observed[rows, index]
-        return Tokens(self.values[rows, index], observed, self.features[rows, index])
+        return self._each(lambda part: part[rows, index])
+
+    def span(self, start: int, stop: int | None) -> "Tokens":
+        """The tokens from number `start` to `stop`, exclusive."""
+        return self._each(lambda part: part[:, start:stop])
+
+    def _each(self, choose: Any) -> "Tokens":
+        return dataclasses.replace(
+            self,
+            values=choose(self.values),
+            observed=None if self.observed is None else choose(self.observed),
+            features=choose(self.features),
+            instance=None if self.instance is None else choose(self.instance),
+        )
+
+    def only(self, numbers: Sequence[int]) -> "Tokens":
+        """The same tokens with some of their channels."""
+        chosen = list(numbers)
+        return dataclasses.replace(
+            self,
+            values=self.values[:, :, chosen],
+            observed=None if self.observed is None else self.observed[:, :, chosen],
+            channels=tuple(self.channels[number] for number in chosen),
+        )
 
     @property
     def weight(self) -> Float[Tensor, "B N"] | None:
@@ -68,10 +99,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenGeometry:
-    """Labels of the tokens of one window: centre, size and time of each, in physical units."""
+    """Labels of the tokens of one window, in physical units."""
 
-    latitude: np.ndarray
-    longitude: np.ndarray
+    coordinates: Mapping[str, Coordinate]
+    """Centre of every token by the name of the coordinate: latitude, longitude, x, station, channel..."""
     area: np.ndarray
     """Share of the archive's area that the token covers; sums to one over the tokens of one time."""
     offset: np.ndarray
@@ -80,20 +111,64 @@ class TokenGeometry:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What a domain provides."""
+    """What cuts the windows of one archive into tokens; holds no weights."""
 
     grid: TokenGrid
     geometry: TokenGeometry
     channels: tuple[str, ...]
+    channels_per_token: int
+    """Channels that share a token: all of them, or one where each channel has tokens of its own."""
     patch_size: int
+    """Values of one channel in a token."""
     feature_width: int
+    """Position features of a token; the same for every archive of the domain."""
 
     def __call__(self, batch: Batch) -> Tokens:
-        """Cut a batch into tokens; holds no weights."""
+        """Cut a batch into tokens; a window shorter than in training gives the first tokens."""
         ...
 
-    def unpatchify(self, patches: Float[Tensor, "B N V P"]) -> Float[Tensor, "B V T H W"]:
-        """The way back to the grid."""
+    def patchify(self, field: Shaped[Tensor, "B V T *space"]) -> Shaped[Tensor, "B N V P"]:
+        """Cut values, or flags, into patches."""
+        ...
+
+    def unpatchify(self, patches: Float[Tensor, "B N V P"]) -> Float[Tensor, "B V T *space"]:
+        """The way back to the archive's places."""
+        ...
+
+    def embedding(self, width: int) -> nn.Module:
+        """A new module from `Tokens` to embeddings (B, N, width), without position."""
+        ...
+
+
+@runtime_checkable
+class Specification(Protocol):
+    """What a tokenizer must know of an archive: a frozen dataclass of plain values that travels with the model."""
+
+    channels: tuple[str, ...]
+    cadence: float
+    """Hours between steps."""
+    window: int
+    context: int
+
+
+class TokenizerConfig(Protocol):
+    """Configuration of a domain's tokenizer: a frozen dataclass whose `kind` names the domain."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the domain."""
+        ...
+
+    def describe(self, archive: Archive, window: int, context: int) -> Any:
+        """What the tokenizer must know of this archive; refused where the archive is not of this domain."""
+        ...
+
+    def restore(self, fields: Mapping[str, Any]) -> Any:
+        """A specification from the plain values that were saved with a model."""
+        ...
+
+    def build(self, spec: Any) -> Tokenizer:
+        """The tokenizer of such archives."""
         ...
 
 
@@ -102,7 +177,8 @@ class PatchEmbedding(nn.Module):
 
     e = b + sum_v (x_v W_v + (1 - o_v) M_v) / sqrt(V), with values x (zero where missing) and observed flags o: a
     missing value contributes through its flag alone. Weights are keyed by channel name, as in ClimaX
-    (https://arxiv.org/abs/2301.10343) and Aurora (https://arxiv.org/abs/2405.13063).
+    (https://arxiv.org/abs/2301.10343) and Aurora (https://arxiv.org/abs/2405.13063), so that tokens may come with any
+    subset of the channels.
     """
 
     def __init__(self, channels: Sequence[str], patch_size: int, width: int) -> None:
@@ -116,13 +192,13 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "B N L"]:
         """Embeddings of the tokens."""
-        scale = len(self.value) ** -0.5
-        weight = torch.cat(list(self.value.values()))
+        names = [parameter_name(name) for name in tokens.channels]
+        weight = torch.cat([self.value[name] for name in names])
         embedded = tokens.values.flatten(2) @ weight
         if tokens.observed is not None:
             absent = (~tokens.observed).flatten(2).to(weight.dtype)
-            embedded = embedded + absent @ torch.cat(list(self.missing.values()))
-        return embedded * scale + self.bias
+            embedded = embedded + absent @ torch.cat([self.missing[name] for name in names])
+        return embedded * len(names) ** -0.5 + self.bias
 
 
 def parameter_name(channel: str) -> str:

@@ -1,7 +1,9 @@
 """Latitude-longitude grids: patches in space, tubelets in time, periodic longitude."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,17 +11,20 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.masking import TokenGrid
 from sciJEPA.positions import CALENDAR_WIDTH, SPHERE_WIDTH, lead_features, lead_periods, sphere_features
-from sciJEPA.scores import latitude_weights
-from sciJEPA.tokenizers.base import Batch, TokenGeometry, Tokens
+from sciJEPA.space import Space, unit_vectors
+from sciJEPA.tokenizers.base import Batch, PatchEmbedding, TokenGeometry, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridTokenizerConfig:
     """Size of a patch; a token is a box of time steps, rows and columns of every channel."""
 
+    kind: str = "grid"
+    """Fields on latitude and longitude."""
     patch_time: int = 1
     """Steps of a tubelet; divides data.context and data.window."""
     patch_latitude: int = 4
@@ -34,19 +39,58 @@ class GridTokenizerConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"tokenizer.{name} must be at least 1, got {getattr(self, name)}.")
 
+    def describe(self, archive: Archive, window: int, context: int) -> "GridSpec":
+        """What the tokenizer must know of a gridded archive."""
+        if archive.space.kind != "grid":
+            kind = {"box": "simulation", "stations": "sensors"}[archive.space.kind]
+            raise UserError(
+                f"{archive.source} lies on a {archive.space.describe()} without latitude and longitude, but the "
+                f"configuration is for grids; set tokenizer.kind to {kind}, or start from a preset of that domain."
+            )
+        return GridSpec(
+            channels=tuple(channel.name for channel in archive.channels),
+            latitude=_plain(archive.latitude),
+            longitude=_plain(archive.longitude),
+            cadence=archive.cadence,
+            periodic=archive.periodic,
+            window=window,
+            context=context,
+            static_names=archive.static,
+            static=tuple(_plain(field) for field in _standardised(archive.read_static())),
+        )
+
+    def restore(self, fields: Mapping[str, Any]) -> "GridSpec":
+        """A specification from the lists of a model's description."""
+        return GridSpec(**{name: _tuples(value) for name, value in fields.items()})
+
+    def build(self, spec: "GridSpec") -> "GridTokenizer":
+        """The tokenizer of this grid."""
+        return GridTokenizer(self, spec)
+
 
 @dataclass(frozen=True)
 class GridSpec:
     """What the tokenizer must know of an archive; travels with the model."""
 
     channels: tuple[str, ...]
-    latitude: tuple[float, ...]
-    longitude: tuple[float, ...]
+    latitude: tuple[Any, ...]
+    """Degrees north: one number a row, or on a curvilinear grid a tuple for each row."""
+    longitude: tuple[Any, ...]
+    """Degrees east: one number a column, or on a curvilinear grid a tuple for each row."""
     cadence: float
     """Hours between steps."""
     periodic: bool
     window: int
     context: int
+    static_names: tuple[str, ...] = ()
+    static: tuple[Any, ...] = ()
+    """Static fields, standardised, each as a tuple of rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows = self.latitude
+        return (len(rows), len(rows[0])) if isinstance(rows[0], tuple) else (len(rows), len(self.longitude))
 
 
 class GridTokenizer:
@@ -59,7 +103,7 @@ class GridTokenizer:
     """
 
     def __init__(self, config: GridTokenizerConfig, spec: GridSpec) -> None:
-        height, width = len(spec.latitude), len(spec.longitude)
+        height, width = spec.shape
         rows = _divide(height, config.patch_latitude, "latitude", config.pad)
         columns = _divide(width, config.patch_longitude, "longitude", config.pad)
         for name, steps in (("context", spec.context), ("window", spec.window)):
@@ -69,11 +113,10 @@ class GridTokenizer:
                     f"use one of {_divisors(math.gcd(spec.context, spec.window))}."
                 )
         self.config, self.spec = config, spec
-        self.channels = spec.channels
+        self.channels, self.channels_per_token = spec.channels, len(spec.channels)
         self.grid = TokenGrid(
             times=spec.window // config.patch_time,
-            rows=rows,
-            columns=columns,
+            space=(rows, columns),
             context_times=spec.context // config.patch_time,
             periodic=spec.periodic and width % config.patch_longitude == 0,
         )
@@ -81,29 +124,66 @@ class GridTokenizer:
         self.patch_size = config.patch_time * config.patch_latitude * config.patch_longitude
         self.geometry = self._geometry()
         periods = lead_periods(spec.cadence, spec.window)
-        self.feature_width = SPHERE_WIDTH + 2 * len(periods) + CALENDAR_WIDTH
-        where = sphere_features(torch.from_numpy(self.geometry.latitude), torch.from_numpy(self.geometry.longitude))
+        self.feature_width = SPHERE_WIDTH + 2 * len(periods) + CALENDAR_WIDTH + 2 * len(spec.static)
+        coordinates = self.geometry.coordinates
+        where = sphere_features(*(torch.from_numpy(coordinates[name][0]) for name in ("latitude", "longitude")))
         when = lead_features(torch.from_numpy(self.geometry.offset), periods)
-        self._place = torch.cat([where, when], dim=-1)
+        self._place = torch.cat([where, when, self._static_features()], dim=-1)
 
     def _geometry(self) -> TokenGeometry:
+        """Centre, area and time of every token."""
         config, grid, spec = self.config, self.grid, self.spec
-        latitude, longitude = np.asarray(spec.latitude), np.asarray(spec.longitude)
-        row_weight = latitude_weights(latitude)
-        rows = [slice(i * config.patch_latitude, (i + 1) * config.patch_latitude) for i in range(grid.rows)]
-        columns = [slice(j * config.patch_longitude, (j + 1) * config.patch_longitude) for j in range(grid.columns)]
-        centre_latitude = np.array([latitude[r].mean() for r in rows])
-        # Longitudes of one patch are unwrapped before their mean: 350, 355, 0, 5 has its centre at 357.5.
-        unwrapped = np.unwrap(longitude, period=360)
-        centre_longitude = np.array([unwrapped[c].mean() for c in columns])
-        area = np.outer([row_weight[r].sum() for r in rows], [longitude[c].size for c in columns])
+        latitude, longitude = np.asarray(spec.latitude, dtype=float), np.asarray(spec.longitude, dtype=float)
+        space = Space(kind="grid", dims=("y", "x"), shape=spec.shape, latitude=latitude, longitude=longitude)
+        area = self._places(space.weights).sum(axis=-1)
+        if space.curvilinear:
+            centre_latitude, centre_longitude = self._centres(latitude, longitude)
+        else:
+            # Longitudes of one patch are unwrapped before their mean: 350, 355, 0, 5 has its centre at 357.5.
+            unwrapped = np.unwrap(longitude, period=360)
+            steps = (config.patch_latitude, config.patch_longitude)
+            centres = [
+                np.array([values[i * step : (i + 1) * step].mean() for i in range(count)])
+                for values, step, count in zip((latitude, unwrapped), steps, grid.space, strict=True)
+            ]
+            centre_latitude, centre_longitude = (part.ravel() for part in np.meshgrid(*centres, indexing="ij"))
         last_step = (np.arange(grid.times) + 1) * config.patch_time - spec.context
         return TokenGeometry(
-            latitude=np.tile(np.repeat(centre_latitude, grid.columns), grid.times),
-            longitude=np.tile(np.tile(centre_longitude, grid.rows), grid.times),
-            area=np.tile((area / area.sum()).ravel(), grid.times),
+            coordinates={
+                "latitude": (np.tile(centre_latitude, grid.times), {"units": "degrees_north"}),
+                "longitude": (np.tile(centre_longitude, grid.times), {"units": "degrees_east"}),
+            },
+            area=np.tile(area / area.sum(), grid.times),
             offset=np.repeat(last_step * spec.cadence, grid.per_time),
         )
+
+    def _places(self, field: np.ndarray) -> np.ndarray:
+        """Values of a field on the grid by token of one time, shape (tokens, places in a patch); zero where padded."""
+        config, (rows, columns) = self.config, self.grid.space
+        padded = np.pad(field, ((0, self._padding[0]), (0, self._padding[1])))
+        boxes = padded.reshape(rows, config.patch_latitude, columns, config.patch_longitude)
+        return boxes.transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+
+    def _centres(self, latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Degrees of the mean direction of each patch's places."""
+        x, y, z = (self._places(part).sum(axis=-1) for part in np.moveaxis(unit_vectors(latitude, longitude), -1, 0))
+        return np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x))
+
+    def _static_features(self) -> Float[Tensor, "N S"]:
+        """Mean and standard deviation of every static field within each token."""
+        parts = [np.zeros((self.grid.count, 0))]
+        inside = self._places(np.ones(self.spec.shape))
+        count = inside.sum(axis=-1)
+        for field in self.spec.static:
+            values = self._places(np.asarray(field, dtype=float))
+            mean = values.sum(axis=-1) / count
+            spread = np.sqrt(((values - mean[:, None]) ** 2 * inside).sum(axis=-1) / count)
+            parts.append(np.tile(np.stack([mean, spread], axis=-1), (self.grid.times, 1)))
+        return torch.from_numpy(np.concatenate(parts, axis=-1)).float()
+
+    def embedding(self, width: int) -> PatchEmbedding:
+        """One linear map for each channel."""
+        return PatchEmbedding(self.channels, self.patch_size, width)
 
     def __call__(self, batch: Batch) -> Tokens:
         """Cut a batch into tokens.
@@ -123,6 +203,8 @@ class GridTokenizer:
             values=self.patchify(batch.values),
             observed=None if observed is None else self.patchify(observed),
             features=features,
+            channels=self.channels,
+            domain=batch.domain,
         )
 
     def patchify(self, field: Shaped[Tensor, "B V T H W"]) -> Shaped[Tensor, "B N V P"]:
@@ -136,9 +218,9 @@ class GridTokenizer:
             channels,
             steps // config.patch_time,
             config.patch_time,
-            grid.rows,
+            grid.space[0],
             config.patch_latitude,
-            grid.columns,
+            grid.space[1],
             config.patch_longitude,
         )
         return boxes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels, self.patch_size)
@@ -150,17 +232,33 @@ class GridTokenizer:
         boxes = patches.reshape(
             batch,
             -1,
-            grid.rows,
-            grid.columns,
+            grid.space[0],
+            grid.space[1],
             channels,
             config.patch_time,
             config.patch_latitude,
             config.patch_longitude,
         ).permute(0, 4, 1, 5, 2, 6, 3, 7)
         field = boxes.reshape(
-            batch, channels, -1, grid.rows * config.patch_latitude, grid.columns * config.patch_longitude
+            batch, channels, -1, grid.space[0] * config.patch_latitude, grid.space[1] * config.patch_longitude
         )
-        return field[..., : len(self.spec.latitude), : len(self.spec.longitude)]
+        return field[..., : self.spec.shape[0], : self.spec.shape[1]]
+
+
+def _plain(values: np.ndarray) -> tuple[Any, ...]:
+    """Numbers as nested tuples."""
+    return tuple(_tuples(values.tolist()))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def _standardised(fields: np.ndarray) -> np.ndarray:
+    """Static fields with mean 0 and standard deviation 1, zero where missing: orography, land mask, soil type."""
+    axes = tuple(range(1, fields.ndim))
+    mean, spread = (f(fields, axis=axes, keepdims=True) for f in (np.nanmean, np.nanstd)) if len(fields) else (0, 1)
+    return np.nan_to_num((fields - mean) / np.where(spread > 0, spread, 1)).round(6)
 
 
 def _divide(size: int, patch: int, axis: str, pad: bool) -> int:

@@ -1,0 +1,98 @@
+"""Latents -> how many directions they use, and how many numbers it would take to say where a state is.
+
+Arrives: labelled latents. Leaves: labelled numbers. Rank is of the linear span and reveals collapse; the intrinsic
+dimension is of the curved set that states fill. We decided against either as a measure of quality: noise has the
+highest of both.
+"""
+
+import numpy as np
+import xarray as xr
+
+from sciJEPA.errors import UserError
+from sciJEPA.explore_components import principal_components
+from sciJEPA.explore_states import Latents, elapsed, length_of, state
+
+MOST_SAMPLES = 2000
+DISCARDED = 0.1
+"""Share of the largest ratios that is left out of the fit, as in the paper: they depend on the edges of the cloud."""
+
+
+def rank(latents: Latents) -> xr.DataArray:
+    """Effective rank of the latents: how many directions the tokens of all times use.
+
+        rank = exp(-sum_k p_k log p_k),   p_k = s_k / sum s,   s the singular values of the centred latents
+
+    From 1 (one direction, a collapse) to the width. Source: Roy and Vetterli 2007,
+    https://ieeexplore.ieee.org/document/7098875; RankMe, Garrido et al. 2023, https://arxiv.org/abs/2210.02885.
+
+    Examples
+    --------
+    >>> square = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> rank(xr.DataArray(square, dims=("time", "latent"))).round(6).item()
+    2.0
+    """
+    array = state(latents)
+    total, outer, count = np.zeros(array.sizes["latent"]), np.zeros((array.sizes["latent"],) * 2), 0
+    for first in range(0, array.sizes["time"], 256):
+        rows = array.isel(time=slice(first, first + 256)).to_numpy().reshape(-1, array.sizes["latent"])
+        rows = rows[np.isfinite(rows).all(axis=1)].astype(np.float64)
+        total, outer, count = total + rows.sum(axis=0), outer + rows.T @ rows, count + len(rows)
+    if count < 2:
+        raise UserError(f"a rank needs at least 2 latents, found {count}.")
+    singular = np.sqrt(np.linalg.eigvalsh(outer - np.outer(total, total) / count).clip(min=0))
+    share = singular / singular.sum() if singular.sum() > 0 else np.eye(len(singular))[0]
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    attributes = {"units": "1", "long_name": "effective rank", "width": array.sizes["latent"]}
+    return xr.DataArray(np.exp(entropy), name="rank", attrs=attributes)
+
+
+def intrinsic_dimension(latents: Latents, *, exclude: str | None = None, components: int = 100) -> xr.DataArray:
+    """How many numbers locate a state, from the ratio of the distances to its two nearest neighbours (TwoNN).
+
+        mu = r_2 / r_1,   F(mu) = 1 - mu^-d,   d the slope through the origin of -log(1 - F) against log mu
+
+    Neighbours in time are near in latent space whatever its dimension, and would make the answer that of a curve; they
+    do not count as neighbours. Biased low for more than about 10 dimensions; a few hundred states are needed.
+
+    Source: Facco et al. 2017, https://doi.org/10.1038/s41598-017-11873-y; neighbours in time: Theiler 1986,
+    https://doi.org/10.1103/PhysRevA.34.2427.
+
+    Parameters
+    ----------
+    latents
+        From `embed`, or pooled; at most 2000 evenly spaced times are used.
+    exclude
+        Times within this of a state are no neighbours of it; the window of the latents if not given.
+    components
+        Distances are among so many leading principal components.
+
+    Examples
+    --------
+    >>> circle = np.exp(2j * np.pi * np.random.default_rng(0).random(1000))
+    >>> points = np.stack([circle.real, circle.imag], axis=1)
+    >>> z = xr.DataArray(points, dims=("time", "latent"), coords={"time": np.arange(1000)})
+    >>> intrinsic_dimension(z).round().item()
+    1.0
+    """
+    scores = principal_components(latents, components)["scores"]
+    index = scores.indexes["time"]
+    window = int(latents.attrs.get("window_steps", 0)) if isinstance(latents, xr.Dataset) else 0
+    gap = length_of(exclude or str(window), index)
+    kept = np.unique(np.linspace(0, len(scores) - 1, min(len(scores), MOST_SAMPLES)).round().astype(int))
+    values, hours = scores.to_numpy()[kept], elapsed(index)[kept]
+    ratios = []
+    for point, hour in zip(values, hours, strict=True):
+        far = np.abs(hours - hour) > gap
+        if far.sum() < 2:
+            continue
+        near = np.partition(((values[far] - point) ** 2).sum(axis=1), 1)[:2]
+        if near[0] > 0:  # two equal states say nothing about the dimension
+            ratios.append(np.sqrt(near[1] / near[0]))
+    if len(ratios) < 20:
+        raise UserError(f"{len(ratios)} states have two neighbours in latent space; at least 20 are needed.")
+    ordered = np.sort(np.log(ratios))
+    part = int((1 - DISCARDED) * len(ordered))
+    reached = -np.log1p(-np.arange(1, part + 1) / len(ordered))
+    slope = (ordered[:part] @ reached) / (ordered[:part] @ ordered[:part])
+    attributes = {"units": "1", "long_name": "intrinsic dimension (TwoNN)", "states": len(ratios)}
+    return xr.DataArray(slope, name="intrinsic_dimension", attrs=attributes)
