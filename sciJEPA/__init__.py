@@ -7,30 +7,35 @@ Names are imported on first use, so that `import sciJEPA` stays fast and loads n
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sciJEPA import accessor as accessor  # registers ds.jepa
 
 if TYPE_CHECKING:
     from sciJEPA.archive import Archive, open_archive
-    from sciJEPA.config import list_configs, load_config
+    from sciJEPA.config import config_from_dict, list_configs, load_config
     from sciJEPA.doctor import doctor
     from sciJEPA.errors import UserError
-    from sciJEPA.forecast import ForecastProbe, skill
+    from sciJEPA.forecast import ForecastProbe, forecast, skill
     from sciJEPA.hub import Model, load
     from sciJEPA.inspection import inspect
     from sciJEPA.latents import embed
     from sciJEPA.panel import probe
     from sciJEPA.prepare import prepare
     from sciJEPA.pretrain import pretrain
+    from sciJEPA.report import report
+    from sciJEPA.verification import score
 
 _HOME = {
     "Archive": "archive",
     "ForecastProbe": "forecast",
     "Model": "hub",
     "UserError": "errors",
+    "config_from_dict": "config",
     "doctor": "doctor",
     "embed": "latents",
+    "forecast": "forecast",
     "inspect": "inspection",
     "list_configs": "config",
     "load": "hub",
@@ -39,16 +44,22 @@ _HOME = {
     "prepare": "prepare",
     "pretrain": "pretrain",
     "probe": "panel",
+    "report": "report",
+    "score": "verification",
     "skill": "forecast",
 }
+
+_MODULES = ("explore", "plots")  # to be used as sciJEPA.explore.regimes(...)
 
 __all__ = [
     "Archive",
     "ForecastProbe",
     "Model",
     "UserError",
+    "config_from_dict",
     "doctor",
     "embed",
+    "forecast",
     "inspect",
     "list_configs",
     "load",
@@ -57,6 +68,8 @@ __all__ = [
     "prepare",
     "pretrain",
     "probe",
+    "report",
+    "score",
     "skill",
 ]
 
@@ -64,10 +77,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("sciJEPA")
+    if name in _MODULES:
+        return importlib.import_module(f"sciJEPA.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'sciJEPA' has no attribute '{name}'")
     value = getattr(importlib.import_module(f"sciJEPA.{_HOME[name]}"), name)
     globals()[name] = value  # also where a module has the name of its function, as `pretrain` has
+    if "sciJEPA.forecast" in sys.modules:  # the module came along with another name, and must not hide its function
+        globals()["forecast"] = sys.modules["sciJEPA.forecast"].forecast
     return value
 
 

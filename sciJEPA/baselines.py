@@ -71,8 +71,8 @@ class Persistence:
         spread = normalizer.spread.reshape(-1, *(1,) * len(archive.shape))
         forecasts = []
         for lead in self.leads:
-            season = normalizer.climatology(archive.time[times])
-            season -= normalizer.climatology(valid_times(archive, times, lead))
+            season = normalizer.centre(archive.time[times])
+            season -= normalizer.centre(valid_times(archive, times, lead))
             forecasts.append(now + (season / spread).reshape(len(times), -1))
         return forecasts
 
@@ -171,8 +171,8 @@ class SeasonalNaive:
             back = -(-lead // self.cycle) * self.cycle - lead
             known = times % archive.steps_per_series >= back
             then = np.where(known, times - back, times)
-            season = normalizer.climatology(archive.time[then])
-            season -= normalizer.climatology(valid_times(archive, times, lead))
+            season = normalizer.centre(archive.time[then])
+            season -= normalizer.centre(valid_times(archive, times, lead))
             anomaly = fields(self.reader).read(then) + (season / spread).reshape(len(times), -1)
             forecasts.append(np.where(known[:, None], anomaly, 0).astype(np.float32))
         return forecasts

@@ -163,13 +163,40 @@ def _probe(options: argparse.Namespace) -> str:
     from sciJEPA.panel import probe, units_of
     from sciJEPA.scores import format_table
 
-    controls = "all" if options.controls == ["all"] else options.controls
-    rows = probe(
-        options.model, options.archive, lead=options.lead, controls=controls, out=options.out, seed=options.seed
-    )
+    names = ("lead", "controls", "probes", "labels", "out", "seed")
+    rows = probe(options.model, options.archive, **{name: getattr(options, name) for name in names})
     if options.json:
         return to_json({"scores": rows.to_dict("records")})
     return format_table(rows, units_of(open_archive(options.archive)))
+
+
+def _forecast(options: argparse.Namespace) -> str:
+    _check_place(options.out)
+    from sciJEPA.issuing import forecast
+
+    names = ("init", "lead", "method", "probe", "out", "seed")
+    found = forecast(options.model, options.archive, **{name: getattr(options, name) for name in names})
+    return f"{options.out}: " + ", ".join(f"{dim} {size}" for dim, size in found.sizes.items())
+
+
+def _score(options: argparse.Namespace) -> str:
+    from sciJEPA.archive import open_archive
+    from sciJEPA.panel import units_of
+    from sciJEPA.scores import format_table
+    from sciJEPA.verification import score
+
+    if options.out is not None:
+        _check_place(options.out)
+    rows = score(options.forecast, options.truth, out=options.out, seed=options.seed)
+    if options.json:
+        return to_json({"scores": rows.to_dict("records")})
+    return format_table(rows, units_of(open_archive(options.truth)))
+
+
+def _report(options: argparse.Namespace) -> str:
+    from sciJEPA.report import report
+
+    return str(report(options.run_folder, out=options.page, archive=options.archive, domain=options.domain))
 
 
 def _demo(options: argparse.Namespace) -> str:
@@ -287,9 +314,35 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     verb = add("probe", _probe, "score what the latents know, beside the controls", as_json=True)
     _add_model_and_archive(verb)
     verb.add_argument("--lead", type=_names, metavar="1D,3D", help="how far ahead (default: the run's own)")
-    verb.add_argument("--controls", type=_names, default=["all"], metavar="all|A,B", help="default: all")
+    verb.add_argument(
+        "--controls", type=_names, default=["all"], metavar="all|quick|A,B", help="quick trains none (default: all)"
+    )
+    verb.add_argument("--probe", dest="probes", type=_names, default=["ridge"], metavar="ridge,knn,attentive,mlp",
+                      help="probes on latents (default: ridge)")  # fmt: skip
+    verb.add_argument("--labels", type=_shares, default=[1.0], metavar="0.01,0.1,1", help="shares of training labels")
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the scores (default: RUN/probe)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is trained here (default: 0)")
+
+    verb = add("forecast", _forecast, "write forecasts in the layout of WeatherBench 2")
+    _add_model_and_archive(verb)
+    verb.add_argument("--init", type=_names, metavar="DATE|A/B", help="issue times, latest or test (default: test)")
+    verb.add_argument("--lead", type=_names, metavar="1D,3D", help="how far ahead (default: 1, 2, 3 and 5 steps)")
+    verb.add_argument("--method", default="jepa_target", metavar="NAME", help="a method of the panel")
+    verb.add_argument("--probe", default="ridge", metavar="KIND", help="ridge, knn, attentive or mlp (default: ridge)")
+    verb.add_argument("--out", required=True, type=Path, metavar="FORECAST.zarr", help="store to write; must not exist")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is trained here (default: 0)")
+
+    verb = add("score", _score, "score a forecast beside persistence and climatology", as_json=True)
+    verb.add_argument("forecast", metavar="FORECAST.zarr", help="forecast in the layout of WeatherBench 2")
+    verb.add_argument("--truth", required=True, metavar="ARCHIVE", help="the archive that came true")
+    verb.add_argument("--out", type=Path, metavar="SCORES.csv", help="file to write; must not exist")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the intervals (default: 0)")
+
+    verb = add("report", _report, "one HTML page of a run: data, model, training, skill, maps")
+    verb.add_argument("run_folder", metavar="RUN", help="folder of a finished run, with or without a probe")
+    verb.add_argument("--out", dest="page", type=Path, metavar="FILE", help="the page (default: RUN/report.html)")
+    verb.add_argument("--archive", metavar="PATH", help="the run's archive, where it has moved since")
+    verb.add_argument("--domain", metavar="NAME", help="which domain of a joint model (default: the first)")
 
     verb = add("demo", _demo, "the whole path on a small archive: simulate, pretrain, embed, probe")
     verb.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
@@ -330,6 +383,13 @@ def _json(text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise argparse.ArgumentTypeError(f"needs a JSON object such as '{{\"anon\": true}}', got '{text}'")
     return options
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(share) for share in _names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"needs shares such as 0.01,0.1,1, got '{text}'") from error
 
 
 def _count(text: str) -> int:

@@ -6,7 +6,7 @@ applies the norm itself. A latent is the embedding and the last block side by si
 it. With the last block alone, long leads lost what the targets do not ask for (see docs/learned.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,16 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
+    def entropy(self, x: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
+        """Mean entropy of the weights with which tokens attend to each other: 0 (to one) to 1 (to all alike)."""
+        query, key = self._split(self.query(x)), self._split(self.key_value(x).chunk(2, dim=-1)[0])
+        seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if seen is None else seen
+        scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+        weights = scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min / 2).softmax(dim=-1)
+        entropy = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1).mean(dim=1)
+        share = entropy / seen.sum(dim=1, keepdim=True).clamp_min(2).log()
+        return (share * seen).sum() / seen.sum().clamp_min(1)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -138,7 +148,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, tokenizers: Mapping[str, Tokenizer]) -> None:
         super().__init__()
         width, depth, heads = config.resolved
-        self.width = width
+        self.width, self.depth = width, depth
         self.latent_layers = [layer % (depth + 1) for layer in config.latent_layers]
         self.latent_width = width * len(self.latent_layers)
         self.domains = nn.ModuleDict({name: Adapter(tokenizer, width) for name, tokenizer in tokenizers.items()})
@@ -151,8 +161,12 @@ class Encoder(nn.Module):
 
     def latents(self, tokens: Tokens) -> Float[Tensor, "B N {self.latent_width}"]:
         """The outputs named by `latent_layers`, side by side: what is handed on."""
+        return self.outputs(tokens, self.latent_layers)
+
+    def outputs(self, tokens: Tokens, layers: Sequence[int]) -> Float[Tensor, "B N Z"]:
+        """Outputs side by side: 0 is the embedding, -1 the last block."""
         outputs = self._outputs(tokens)
-        return torch.cat([outputs[layer] for layer in self.latent_layers], dim=-1)
+        return torch.cat([outputs[layer] for layer in layers], dim=-1)
 
     def _outputs(self, tokens: Tokens) -> list[Float[Tensor, "B N L"]]:
         seen = tokens.seen

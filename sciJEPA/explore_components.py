@@ -153,7 +153,7 @@ def umap(
     values = UMAP(**options).fit_transform(scores.to_numpy())
     attributes = {"units": "1", "long_name": "UMAP", "neighbours": neighbours, "seed": seed}
     placed = xr.DataArray(values, dims=("time", "dimension"), name="umap", attrs=attributes)
-    return placed.assign_coords(_along_time(scores), dimension=np.arange(1, number + 1))
+    return placed.assign_coords({**_along_time(scores), "dimension": np.arange(1, number + 1)})
 
 
 def _areas(array: xr.DataArray) -> np.ndarray:

@@ -47,7 +47,7 @@ def surprise(energy: xr.Dataset) -> xr.Dataset:
         raise UserError(f"surprise needs what energy() returns, found the variables {list(energy.data_vars)}.")
     values = energy["energy"]
     in_time = values.weighted(energy["token_area"]).mean("token").assign_attrs(values.attrs)
-    order = in_time.argsort().argsort() / max(1, len(in_time) - 1)
+    order = in_time.copy(data=in_time.to_numpy().argsort().argsort() / max(1, len(in_time) - 1))
     mean = on_map(values.mean("time").assign_attrs(values.attrs))
     return xr.Dataset(
         {

@@ -17,6 +17,7 @@ import xarray as xr
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.baselines import Climatology, DampedPersistence, Forecaster, Persistence, fields
 from sciJEPA.errors import UserError
+from sciJEPA.issuing import forecast
 from sciJEPA.labelling import (
     issue_steps,
     label_fields,
@@ -26,6 +27,7 @@ from sciJEPA.labelling import (
     lead_steps,
     place_weights,
     positions,
+    ranges_of,
     series_numbers,
     steps_of,
     target_weights,
@@ -41,6 +43,7 @@ from sciJEPA.scores import rmse
 
 __all__ = [
     "ForecastProbe",
+    "forecast",
     "issue_steps",
     "latest_tokens",
     "lead_label",
@@ -130,8 +133,8 @@ class ForecastProbe:
                     f"no {name} time of {archive.source} is followed by {horizon} steps of the same split without a "
                     "gap; use more times or a shorter lead."
                 )
-        self.ranges_ = _ranges_of(train, archive, int(latents.attrs.get("window_steps", 1)) - 1, horizon)
-        self.tuned_ranges_ = _ranges_of(held_out, archive, 0, horizon)
+        self.ranges_ = ranges_of(train, archive, int(latents.attrs.get("window_steps", 1)) - 1, horizon)
+        self.tuned_ranges_ = ranges_of(held_out, archive, 0, horizon)
         self.normalizer_ = fit_normalizer(archive, self.ranges_)
         self.archive_ = archive
         self.reader_ = WindowReader(archive, self.normalizer_)
@@ -203,8 +206,8 @@ def skill(
         One row a variable, lead and method: rmse in the variable's units, skill = 1 - RMSE(forecast) / RMSE(method).
     """
     archive = open_archive(truth, variables=[str(name) for name in forecast.data_vars])
-    steps, leads = _issue_and_leads(forecast, archive)
-    trained = _trained_steps(forecast, archive, steps)
+    steps, leads = issue_and_leads(forecast, archive)
+    trained = trained_steps(forecast, archive, steps)
     reader = WindowReader(archive, fit_normalizer(archive, trained))
     train = issue_steps(archive, trained, 1, max(leads))
     makers: dict[str, Any] = {
@@ -235,7 +238,7 @@ def skill(
     return pd.concat(rows, ignore_index=True)
 
 
-def _trained_steps(forecast: xr.Dataset, archive: Archive, steps: np.ndarray) -> Ranges:
+def trained_steps(forecast: xr.Dataset, archive: Archive, steps: np.ndarray) -> Ranges:
     """Steps that the probe was trained on; refused where the forecasts begin within what it or its model has seen."""
     if archive.repeats > 1:
         stated = [json.loads(forecast.attrs.get(name, "[]")) for name in ("trained_steps", "tuned_steps")]
@@ -266,7 +269,7 @@ def _trained_steps(forecast: xr.Dataset, archive: Archive, steps: np.ndarray) ->
     return ((first, last + 1),)
 
 
-def _issue_and_leads(forecast: xr.Dataset, archive: Archive) -> tuple[np.ndarray, list[int]]:
+def issue_and_leads(forecast: xr.Dataset, archive: Archive) -> tuple[np.ndarray, list[int]]:
     """Issue steps of a forecast and its leads in steps."""
     series = series_numbers(forecast, archive)
     steps = positions(forecast["init_time"].values, archive, series)
@@ -300,14 +303,3 @@ def _apart(steps: np.ndarray, held_out: np.ndarray, archive: Archive, horizon: i
     local, first, last = steps % length, (held_out % length).min(), (held_out % length).max()
     train = steps[(local + horizon < first) | (local > last)] if shared else steps
     return with_outcome(train, archive, horizon), with_outcome(chosen, archive, horizon)
-
-
-def _ranges_of(steps: np.ndarray, archive: Archive, before: int, after: int) -> Ranges:
-    """For each series with any of the steps, from `before` the first of them to `after` the last."""
-    length = archive.steps_per_series
-    ranges = []
-    for number in np.unique(steps // length).tolist():
-        own = steps[steps // length == number]
-        start, stop = max(number * length, int(own.min()) - before), int(own.max()) + after + 1
-        ranges.append((start, min(stop, (number + 1) * length)))
-    return tuple(ranges)

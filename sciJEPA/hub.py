@@ -31,7 +31,8 @@ from sciJEPA.normalize import Normalizer
 from sciJEPA.tokenizers.base import Tokenizer
 
 WEIGHTS, STATISTICS, CONFIG, CARD = "model.safetensors", "statistics.safetensors", "config.json", "README.md"
-ARRAYS, PLAIN = ("coefficients", "spread", "missing_share"), ("annual", "daily", "trained_on")
+ARRAYS = ("coefficients", "spread", "missing_share", "unit", "tendency")
+PLAIN = ("annual", "daily", "trained_on", "modes")
 """Fields of a Normalizer that are saved as arrays, and those that go into the description."""
 
 
@@ -85,9 +86,8 @@ class Domain:
                 unit = " hours" if part.name == "cadence" else ""
                 _refuse(part.name, f"{_in_words(given)}{unit}", f"{_in_words(own)}{unit}", archive)
         tokenizer = self.config.tokenizer.build(spec)
-        return dataclasses.replace(
-            self, spec=spec, normalizer=self.normalizer.select(numbers), units=units, tokenizer=tokenizer
-        )
+        normalizer = self.normalizer.select(numbers).onto(archive.shape)
+        return dataclasses.replace(self, spec=spec, normalizer=normalizer, units=units, tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

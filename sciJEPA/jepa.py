@@ -5,16 +5,28 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sciJEPA.encoder import Encoder, EncoderConfig
 from sciJEPA.errors import UserError
-from sciJEPA.losses import LossTerms, prediction_distance, regularise
+from sciJEPA.losses import Centred, LossTerms, centre, centre_groups, prediction_distance, regularise, sigreg_term
 from sciJEPA.masking import MaskPlan, TokenGrid
 from sciJEPA.predictor import Predictor, PredictorConfig
 from sciJEPA.target import MovingAverage, standardise
 from sciJEPA.tokenizers.base import Batch, Tokenizer, Tokens
+
+
+WEIGHTS = {
+    "ema": (0.02, 0.001, 0.0),
+    "vicreg": (1.0, 0.04, 0.0),
+    "sigreg": (0.0, 0.0, 0.05),
+    "salt": (0.0, 0.0, 0.0),
+    "mae": (0.0, 0.0, 0.0),
+}
+"""Weights of variance, covariance and sigreg that go with each target, relative to the prediction: those of vicreg are
+25 : 25 : 1 as in Bardes et al. 2022 (https://arxiv.org/abs/2105.04906), that of sigreg is LeJEPA's
+(https://arxiv.org/abs/2511.08544); a frozen teacher (https://arxiv.org/abs/2509.24317) needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,21 +34,35 @@ class ObjectiveConfig:
     """What is predicted, and what keeps it from collapsing."""
 
     target: str = "ema"
-    """ema: latents of the moving-average encoder; online: of the encoder itself, with gradient; mae: the patches."""
+    """ema: latents of the moving-average encoder; vicreg and sigreg: of the encoder itself, with gradient; salt: of a
+    frozen encoder that was trained to reconstruct; mae: the patches."""
     distance: str = "l2"
     """l2, l1 or smooth_l1."""
     standardise: str = "batch"
     """Targets are standardised over the batch, over the token's own features, or not (none)."""
     scope: str = "window"
     """What the target encoder sees of the future: the whole window, or the future alone."""
-    variance: float = 0.02
-    """Weight of the variance hinge on the context latents."""
-    covariance: float = 0.001
-    """Weight of the covariance term on the context latents."""
+    layers: tuple[int, ...] = (-1,)
+    """Outputs of the target encoder that are predicted, side by side: 0 is the embedding, -1 the last block."""
+    variance: float | None = None
+    """Weight of the variance hinge; if not given 0.02 for ema, 1 for vicreg, and 0 for the others."""
+    covariance: float | None = None
+    """Weight of the covariance term; if not given 0.001 for ema, 0.04 for vicreg, and 0 for the others."""
+    sigreg: float | None = None
+    """Weight of the distance from an isotropic Gaussian; if not given 0.05 for sigreg, and 0 for the others."""
+    slices: int = 256
+    """Random directions in which that distance is taken."""
+    over: str = "batch"
+    """What these look at: latents of all windows and tokens together (batch), or how those of a place change (time)."""
+    teacher: str | None = None
+    """salt: run or model folder with the encoder of a masked autoencoder of the same size and archive."""
+    teacher_steps: int = 0
+    """salt without a teacher: steps for which a masked autoencoder is trained first."""
 
     def __post_init__(self) -> None:
         allowed = {
-            "target": ("ema", "online", "mae"),
+            "target": tuple(WEIGHTS),
+            "over": ("batch", "time"),
             "distance": ("l2", "l1", "smooth_l1"),
             "standardise": ("batch", "token", "none"),
             "scope": ("window", "future"),
@@ -44,6 +70,30 @@ class ObjectiveConfig:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise UserError(f"objective.{name} must be one of {', '.join(values)}, got '{getattr(self, name)}'.")
+        for name in ("variance", "covariance", "sigreg"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"objective.{name} must be at least 0, got {getattr(self, name)}.")
+        if self.slices < 1 or self.teacher_steps < 0 or not self.layers:
+            raise UserError("objective needs slices of at least 1, teacher_steps of at least 0 and one of the layers.")
+        if self.target == "salt" and (self.teacher is None) == (self.teacher_steps == 0):
+            raise UserError(
+                "objective.target salt needs a teacher: either set objective.teacher to the run folder of a masked "
+                "autoencoder, or objective.teacher_steps to the steps for which one is trained first."
+            )
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Weights of variance, covariance and sigreg."""
+        given = (self.variance, self.covariance, self.sigreg)
+        variance, covariance, sigreg = (
+            usual if own is None else own for own, usual in zip(given, WEIGHTS[self.target], strict=True)
+        )
+        return variance, covariance, sigreg
+
+    @property
+    def gradient(self) -> bool:
+        """Whether targets carry gradient."""
+        return self.target in ("vicreg", "sigreg")
 
 
 @dataclass(frozen=True)
@@ -54,6 +104,10 @@ class StepOutput:
     context: Float[Tensor, "B C L"]
     target: Float[Tensor, "B M Q"]
     predicted: Float[Tensor, "B M Q"]
+    encoded: Float[Tensor, "B M Q"] | None = None
+    """Target latents before they are standardised; `target` itself if not given."""
+    context_seen: Bool[Tensor, "B C"] | None = None
+    target_seen: Bool[Tensor, "B M"] | None = None
 
 
 class JEPA(nn.Module):
@@ -76,12 +130,20 @@ class JEPA(nn.Module):
         self.tokenizers, self.objective = dict(tokenizers), objective
         self.encoder = Encoder(encoder, tokenizers)
         self.norm = nn.LayerNorm(self.encoder.width)
+        if any(not -self.encoder.depth - 1 <= layer <= self.encoder.depth for layer in objective.layers):
+            raise UserError(
+                f"objective.layers must name outputs between 0 (the embedding) and {self.encoder.depth} (the last "
+                f"block), got {list(objective.layers)}."
+            )
+        if objective.over == "time" and any(objective.weights):
+            for name, tokenizer in tokenizers.items():
+                _require_times(name, tokenizer.grid)
         patches = {name: target_values(tokenizer) for name, tokenizer in tokenizers.items()}
         self.predictor = Predictor(
             predictor,
             in_width=self.encoder.width,
             feature_widths={name: tokenizer.feature_width for name, tokenizer in tokenizers.items()},
-            out_width=patches if objective.target == "mae" else self.encoder.width,
+            out_width=patches if objective.target == "mae" else self.encoder.width * len(objective.layers),
         )
         self.target = MovingAverage(self.encoder)
 
@@ -91,36 +153,76 @@ class JEPA(nn.Module):
         (only,) = self.tokenizers.values()
         return only
 
-    def forward(self, batch: Batch, plan: MaskPlan, tokenizer: Tokenizer | None = None) -> StepOutput:
+    @property
+    def target_encoder(self) -> Encoder:
+        """The encoder whose latents are predicted."""
+        return self.encoder if self.objective.gradient else cast(Encoder, self.target.module)
+
+    def forward(
+        self, batch: Batch, plan: MaskPlan, tokenizer: Tokenizer | None = None, *, step: int = 0
+    ) -> StepOutput:
         """Loss of one batch of one domain under one mask plan.
 
-        `tokenizer` is that of another archive of the batch's domain, where it is not the one of training.
+        `tokenizer` is that of another archive of the batch's domain, where it is not the one of training; `step` is the
+        seed of random directions.
         """
         tokenizer = tokenizer or self._tokenizer_of(batch)
         tokens = tokenizer(batch)
         visible = tokens.take(plan.context)
+        if plan.channels is not None:
+            visible = visible.only(plan.channels)
         latents = self.encoder(visible)
         context = self.norm(latents)
         wanted = tokens.take(plan.target)
         predicted = self.predictor(context, visible.features, wanted.features, visible.seen, tokens.domain)
-        target = self._targets(tokens, wanted, plan, tokenizer.grid)
-        variance, covariance = regularise(latents, visible.seen)
+        target, encoded = self._targets(tokens, wanted, plan, tokenizer.grid)
+        branches = [(latents, plan.context, visible.seen)]
+        if self.objective.gradient:
+            branches.append((encoded, plan.target, wanted.seen))
+        terms = [self._regularise(*branch, tokenizer.grid, step) for branch in branches]
         prediction = prediction_distance(predicted, target, wanted.weight, distance=self.objective.distance)
-        total = prediction + self.objective.variance * variance + self.objective.covariance * covariance
-        return StepOutput(LossTerms(prediction, variance, covariance, total), latents, target, predicted)
+        parts = [torch.stack(part).mean() for part in zip(*terms, strict=True)]
+        total = prediction + sum(weight * part for weight, part in zip(self.objective.weights, parts, strict=True))
+        return StepOutput(
+            LossTerms(prediction, *parts, total), latents, target, predicted, encoded, visible.seen, wanted.seen
+        )
 
-    def _targets(self, tokens: Tokens, wanted: Tokens, plan: MaskPlan, grid: TokenGrid) -> Float[Tensor, "B M Q"]:
+    def _regularise(
+        self,
+        latents: Float[Tensor, "B N L"],
+        numbers: Int[Tensor, "B N"],
+        seen: Bool[Tensor, "B N"] | None,
+        grid: TokenGrid,
+        step: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Variance, covariance and sigreg terms of latents of these tokens."""
+        flat, mask, windows = latents.flatten(0, 1), None if seen is None else seen.flatten(), len(latents)
+        if self.objective.over == "time":
+            rows = torch.arange(windows, device=numbers.device)[:, None]
+            places = (rows * grid.per_time + numbers % grid.per_time).flatten()
+            centred: Centred = centre_groups(flat, places, windows * grid.per_time, mask)
+            flat = centred.rows
+        else:
+            centred = centre(flat, mask)
+        if not self.objective.weights[2]:
+            return *regularise(centred), latents.new_zeros((), dtype=torch.float32)
+        sigreg = sigreg_term(flat, mask, windows=windows, slices=self.objective.slices, step=step)
+        return *regularise(centred), sigreg
+
+    def _targets(self, tokens: Tokens, wanted: Tokens, plan: MaskPlan, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+        """Targets, and what they were before they were standardised."""
         if self.objective.target == "mae":
-            return wanted.values.flatten(2)
-        encoder = self.target if self.objective.target == "ema" else self.encoder
+            patches = wanted.values.flatten(2)
+            return patches, patches
         past = grid.context_times * grid.per_time
         forecast = plan.strategy == "forecast"
         # Hidden parts of the issue window are encoded without its future: as the probes will see them.
         start, stop = (past if forecast and self.objective.scope == "future" else 0), (None if forecast else past)
         scope = tokens.span(start, stop)
-        latents = encoder(scope)
-        rows = torch.arange(len(latents), device=latents.device)[:, None]
-        return standardise(latents, self.objective.standardise, scope.seen)[rows, plan.target - start]
+        with torch.set_grad_enabled(self.objective.gradient and torch.is_grad_enabled()):
+            latents = self.target_encoder.outputs(scope, self.objective.layers)
+            chosen = torch.arange(len(latents), device=latents.device)[:, None], plan.target - start
+            return standardise(latents, self.objective.standardise, scope.seen)[chosen], latents[chosen]
 
     def encode(
         self, batch: Batch, *, encoder: str = "target", tokenizer: Tokenizer | None = None
@@ -134,6 +236,14 @@ class JEPA(nn.Module):
 
     def _tokenizer_of(self, batch: Batch) -> Tokenizer:
         return self.tokenizers[batch.domain] if batch.domain else self.tokenizer
+
+
+def _require_times(name: str, grid: TokenGrid) -> None:
+    if grid.context_times < 2:
+        raise UserError(
+            f"objective.over time compares a place's token steps, but the issue window of '{name}' has one; make "
+            "tokenizer.patch_time smaller, or set objective.over to batch."
+        )
 
 
 def target_values(tokenizer: Tokenizer) -> int:

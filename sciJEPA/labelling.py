@@ -175,6 +175,17 @@ def steps_of(latents: xr.Dataset, archive: Archive) -> np.ndarray:
     return steps
 
 
+def ranges_of(steps: np.ndarray, archive: Archive, before: int, after: int) -> Ranges:
+    """For each series with any of the steps, from `before` the first of them to `after` the last."""
+    length = archive.steps_per_series
+    ranges = []
+    for number in np.unique(steps // length).tolist():
+        own = steps[steps // length == number]
+        start, stop = max(number * length, int(own.min()) - before), int(own.max()) + after + 1
+        ranges.append((start, min(stop, (number + 1) * length)))
+    return tuple(ranges)
+
+
 def with_outcome(steps: np.ndarray, archive: Archive, horizon: int) -> np.ndarray:
     """The issue steps that are followed by `horizon` steps without a gap."""
     inside = steps[steps + horizon < len(archive)]

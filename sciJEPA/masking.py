@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sciJEPA.errors import UserError
 
-Strategy = Literal["forecast", "blocks", "random"]
+Strategy = Literal["forecast", "blocks", "random", "variable"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class MaskPlan:
     context: Int[Tensor, "B C"]
     target: Int[Tensor, "B M"]
     strategy: str
+    channels: tuple[int, ...] | None = None
+    """Numbers of the channels that the context shows, for all samples; all of them if None."""
+
+    def to(self, device: torch.device | str) -> "MaskPlan":
+        """The same plan on another device."""
+        return MaskPlan(self.context.to(device), self.target.to(device), self.strategy, self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,23 +75,32 @@ class MaskingConfig:
     """Weight of blocks of places (or of stations) hidden through the whole issue window."""
     random: float = 0.0
     """Weight of tokens hidden independently at random."""
+    variable: float = 0.0
+    """Weight of channels hidden in the whole issue window; targets are all of its tokens with all channels."""
     forecast_share: float = 1.0
     """Share of the future tokens that are targets (drawn at random when below one)."""
     context_share: float = 1.0
     """Share of the issue window's tokens that past -> future shows; below one it augments a small archive."""
     hidden_share: float = 0.5
-    """Share of the tokens that blocks and random hide."""
+    """Share of the tokens that blocks and random hide, and of the channels that variable hides."""
+    horizons: tuple[int, ...] = ()
+    """Token steps ahead (1 follows the issue window) that past -> future asks for; all if none is given."""
     block_rows: int = 2
     """Length of a block in tokens, along all dimensions of space but the last."""
     block_columns: int = 2
     """Length of a block in tokens along the last dimension of space."""
 
     def __post_init__(self) -> None:
-        weights = (self.forecast, self.blocks, self.random)
-        if min(weights) < 0 or sum(weights) == 0:
+        weights = self._weights
+        if min(weights.values()) < 0 or sum(weights.values()) == 0:
+            given = ", ".join(f"{name}={weight}" for name, weight in weights.items())
             raise UserError(
-                f"masking needs weights of at least zero with one above it, got forecast={self.forecast}, "
-                f"blocks={self.blocks}, random={self.random}; set one of them to 1."
+                f"masking needs weights of at least zero with one above it, got {given}; set one of them to 1."
+            )
+        if min(self.horizons, default=1) < 1 or len(set(self.horizons)) < len(self.horizons):
+            raise UserError(
+                f"masking.horizons must be different numbers of at least 1, got {list(self.horizons)}; 1 is the token "
+                "step after the issue window."
             )
         for name in ("forecast_share", "context_share", "hidden_share"):
             share = getattr(self, name)
@@ -99,16 +114,24 @@ class MaskingConfig:
     @property
     def mixture(self) -> dict[Strategy, float]:
         """Strategies in use and their probability."""
-        weights: dict[Strategy, float] = {"forecast": self.forecast, "blocks": self.blocks, "random": self.random}
-        total = sum(weights.values())
-        return {name: weight / total for name, weight in weights.items() if weight > 0}
+        total = sum(self._weights.values())
+        return {name: weight / total for name, weight in self._weights.items() if weight > 0}
+
+    @property
+    def _weights(self) -> dict[Strategy, float]:
+        return {
+            "forecast": self.forecast, "blocks": self.blocks, "random": self.random, "variable": self.variable,
+        }  # fmt: skip
 
 
 def forecast_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Past -> future: fixed numbers of the issue window's tokens are context and of the later tokens are targets."""
     past = grid.context_times * grid.per_time
     context = _share_of(np.arange(past), config.context_share, rng)
-    return context, _share_of(np.arange(past, grid.count), config.forecast_share, rng)
+    ahead = sorted(config.horizons) or range(1, grid.times - grid.context_times + 1)
+    times = grid.context_times - 1 + np.asarray(ahead, dtype=int)
+    future = (times[:, None] * grid.per_time + np.arange(grid.per_time)).ravel()
+    return context, _share_of(future, config.forecast_share, rng)
 
 
 def _share_of(tokens: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -154,6 +177,12 @@ def _block(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> 
     return block
 
 
+def variable_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The whole issue window is context and target: what is hidden are channels, and the plan says which."""
+    tokens = np.arange(grid.context_times * grid.per_time)
+    return tokens, tokens
+
+
 def _hidden_count(tokens: int, config: MaskingConfig) -> int:
     return min(max(1, round(config.hidden_share * tokens)), tokens - 1)
 
@@ -162,16 +191,22 @@ STRATEGIES: dict[str, Callable[[TokenGrid, MaskingConfig, np.random.Generator], 
     "forecast": forecast_mask,
     "blocks": block_mask,
     "random": random_mask,
+    "variable": variable_mask,
 }
 
 
 @dataclass(frozen=True)
 class Masker:
-    """Draws the MaskPlan of a batch; a sample's mask depends on seed, epoch and sample number and on nothing else."""
+    """Draws the MaskPlan of a batch; a sample's mask depends on seed, epoch and sample number and on nothing else.
+
+    Hidden channels are the same in all samples of a batch, and depend on seed and step, as the strategy does.
+    """
 
     grid: TokenGrid
     config: MaskingConfig = field(default_factory=MaskingConfig)
     seed: int = 0
+    channels: int = 1
+    """Channels that share a token."""
 
     def __post_init__(self) -> None:
         if self.config.forecast > 0 and self.grid.times <= self.grid.context_times:
@@ -184,6 +219,17 @@ class Masker:
             raise UserError("masking.blocks needs at least 2 patches in space; use smaller patches.")
         if self.config.random > 0 and self.grid.context_times * self.grid.per_time < 2:
             raise UserError("masking.random needs at least 2 tokens in the issue window; use smaller patches.")
+        if self.config.variable > 0 and self.channels < 2:
+            raise UserError(
+                "masking.variable hides some of the channels that share a token, but here a token has one channel; use "
+                "masking.blocks, which hides stations and channels that have tokens of their own."
+            )
+        ahead = self.grid.times - self.grid.context_times
+        if self.config.forecast > 0 and max(self.config.horizons, default=1) > ahead:
+            raise UserError(
+                f"masking.horizons asks for token step {max(self.config.horizons)} after the issue window, but the "
+                f"window has {ahead}; make data.window longer or ask for nearer steps."
+            )
 
     def strategy(self, step: int) -> str:
         """The strategy of a whole batch (one per batch keeps sizes equal), from seed and step."""
@@ -207,4 +253,9 @@ class Masker:
             for sample in samples
         ]
         context, target = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        return MaskPlan(context=context, target=target, strategy=name)
+        channels = self._shown(step) if name == "variable" else None
+        return MaskPlan(context=context, target=target, strategy=name, channels=channels)
+
+    def _shown(self, step: int) -> tuple[int, ...]:
+        numbers = np.random.default_rng([self.seed, 3, step]).permutation(self.channels)
+        return tuple(sorted(numbers[_hidden_count(self.channels, self.config) :].tolist()))

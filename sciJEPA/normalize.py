@@ -7,33 +7,30 @@ loud as storm tracks).
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from sciJEPA.archive import Archive
+from sciJEPA.archive import Archive, open_archive
 from sciJEPA.chunks import ChunkReader, in_archive_order
 from sciJEPA.errors import UserError
-from sciJEPA.samples import Ranges
+from sciJEPA.moments import Moments, scratch, tiles
+from sciJEPA.samples import Ranges, contiguous
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2
 BLOCK_VALUES = 8 * 2**20
 """Values read at once: 32 MB of float32, which the cache that cores share may hold."""
-TILE_VALUES, TILE_STEPS = 2**17, 16
-"""Values worked on at once, 0.5 MB of float32, which a core's own cache holds; steps of such a tile, or more where
-there are few points."""
-SHORT_SUM = 64
-"""Steps summed in float32; sums of more are of float64."""
-_thread = threading.local()
+MODES = ("anomaly", "zscore", "spread", "log1p", "asinh", "none")
+CURVES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+    "log1p": (lambda x: np.log1p(np.maximum(x, 0)), np.expm1),  # the sign of packed zeros is rounding
+    "asinh": (np.arcsinh, np.sinh),
+}
+"""Modes whose f is a curve: f and its inverse, both of values in units of r."""
 TWO_YEARS = 2 * 360 * 24
 """Hours of the shortest two years that a calendar has."""
-GAP_RIDGE = 1e-3
-"""Weight of a missing step as an observation of "no cycle here"; see `_Moments`."""
 
 
 def progress(time: pd.Index) -> np.ndarray:
@@ -93,20 +90,40 @@ def read_blocks(reader: ChunkReader, start: int, stop: int) -> Iterator[tuple[in
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
-    """Climatology c(t) of every grid point and spread s of every channel: z = (x - c(t)) / s.
+    """Values x to z = (f(x) - c(t)) / s, by channel in one of these modes, and back.
 
-    c(t) is a mean with `annual` harmonics of the year and `daily` harmonics of the day, fitted by least squares.
+    =======  =====================  ==================================  =======================
+    mode     f                      c                                   s
+    =======  =====================  ==================================  =======================
+    anomaly  x                      climatology of each place           spread of the anomalies
+    zscore   x                      mean of the channel                 its standard deviation
+    spread   x                      0, so that zero (no rain) stays 0   standard deviation
+    log1p    log(1 + x / r)         mean of f                           standard deviation of f
+    asinh    asinh(x / r)           mean of f                           standard deviation of f
+    none     x                      0                                   1
+    =======  =====================  ==================================  =======================
+
+    A climatology is a mean with `annual` harmonics of the year and `daily` harmonics of the day, fitted by least
+    squares; r is the root mean square of x.
 
     Attributes
     ----------
     coefficients
-        Shape (K, V, H, W), physical units; K = 1 + 2 annual + 2 daily.
+        Shape (K, V, *space), units of f; K = 1 + 2 annual + 2 daily.
     spread
-        Shape (V,), physical units: area-unweighted standard deviation of the anomalies.
+        Shape (V,), units of f: s, not weighted by area.
     missing_share
         Shape (V,): share of missing values in the training split.
+    annual, daily
+        Numbers of harmonics.
     trained_on
         First and last training time, as text.
+    modes
+        One of `MODES` for each channel; all are anomalies if not given.
+    unit
+        Shape (V,), physical units: r; 1 for modes without it. All are 1 if not given.
+    tendency
+        Shape (V,), units of f: root mean square of the changes from one step to the next; for reading, not for use.
     """
 
     coefficients: np.ndarray
@@ -115,11 +132,18 @@ class Normalizer:
     annual: int
     daily: int
     trained_on: tuple[str, str]
+    modes: tuple[str, ...] = ()
+    unit: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    tendency: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
 
-    def climatology(self, time: pd.Index) -> np.ndarray:
-        """c(t): shape (T, V, H, W), float32, physical units."""
+    def centre(self, time: pd.Index) -> np.ndarray:
+        """c(t): shape (T, V, *space), float32, units of f."""
         basis = harmonic_basis(time, self.annual, self.daily)
         return np.tensordot(basis, self.coefficients, axes=1).astype(np.float32)
+
+    def climatology(self, time: pd.Index) -> np.ndarray:
+        """What z = 0 stands for: shape (T, V, *space), float32, physical units."""
+        return self._undo(self.centre(time))
 
     def apply(
         self, fields: np.ndarray, time: pd.Index, out: np.ndarray | None = None
@@ -151,11 +175,13 @@ class Normalizer:
         coefficients = self.coefficients[:, channel].reshape(len(self.coefficients), -1)
         mean, cycles = coefficients[0], coefficients[1:]
         values, target = fields.reshape(len(fields), -1), out.view()
+        if channel in self._curved:
+            values = CURVES[self.modes[channel]][0](values / self.unit[channel])
         target.shape = values.shape  # never a copy
         scale, observed = 1 / self.spread[channel], None
-        for tile in _tiles(*values.shape):
+        for tile in tiles(*values.shape):
             # (x - mean) - cycles: float32 keeps the digits of a small cycle on a large mean.
-            anomaly, wave = _scratch(values[tile].shape)
+            anomaly, wave = scratch(values[tile].shape)
             np.subtract(values[tile], mean[tile[1]], out=anomaly)
             if len(cycles):
                 anomaly -= np.matmul(basis[tile[0]], cycles[:, tile[1]], out=wave)
@@ -179,33 +205,43 @@ class Normalizer:
             coefficients=self.coefficients[:, chosen],
             spread=self.spread[chosen],
             missing_share=self.missing_share[chosen],
+            modes=tuple(self.modes[number] for number in chosen) if self.modes else (),
+            unit=self.unit[chosen] if len(self.unit) else self.unit,
+            tendency=self.tendency[chosen] if len(self.tendency) else self.tendency,
         )
 
+    def onto(self, shape: tuple[int, ...]) -> "Normalizer":
+        """The same statistics for other places; refused where they belong to places."""
+        if self.coefficients.shape[2:] == shape:
+            return self
+        if not self.modes or "anomaly" in self.modes:
+            raise UserError(
+                f"the statistics of the model are a climatology of {self.coefficients.shape[2:]} places, and the "
+                f"archive has {shape}; train with data.normalize set to {{default: zscore}} for a model of any places."
+            )
+        one = self.coefficients.reshape(*self.coefficients.shape[:2], -1)[:, :, 0]
+        whole = np.broadcast_to(one.reshape(*one.shape, *(1,) * len(shape)), (*one.shape, *shape))
+        return replace(self, coefficients=np.ascontiguousarray(whole))
+
     def invert(self, anomalies: np.ndarray, time: pd.Index) -> np.ndarray:
-        """Physical units from standardised anomalies of shape (T, V, *space)."""
-        return anomalies * self.spread.reshape(-1, *(1,) * (anomalies.ndim - 2)) + self.climatology(time)
+        """Physical units from z of shape (T, V, *space)."""
+        return self._undo(anomalies * self.spread.reshape(-1, *(1,) * (anomalies.ndim - 2)) + self.centre(time))
+
+    def _undo(self, values: np.ndarray) -> np.ndarray:
+        """Physical units from those of f."""
+        for channel in self._curved:
+            values[:, channel] = CURVES[self.modes[channel]][1](values[:, channel]) * self.unit[channel]
+        return values
+
+    @property
+    def _curved(self) -> list[int]:
+        """Channels whose f is a curve."""
+        return [number for number, mode in enumerate(self.modes) if mode in CURVES]
 
     def in_order(self, order: Sequence[int]) -> "Normalizer":
         """The same for fields whose dimensions of space come in this order."""
         axes = (0, 1, *(2 + axis for axis in order))
         return replace(self, coefficients=np.ascontiguousarray(self.coefficients.transpose(axes)))
-
-
-def _scratch(shape: tuple[int, ...]) -> np.ndarray:
-    """Two tiles of memory of this thread: fresh memory costs more than filling it."""
-    count = 2 * math.prod(shape)
-    if len(getattr(_thread, "values", ())) < count:
-        _thread.values = np.empty(count, dtype=np.float32)
-    return _thread.values[:count].reshape(2, *shape)
-
-
-def _tiles(steps: int, points: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of an array (steps, points) that a core's cache holds, all steps of some points after each other."""
-    width = max(1, min(points, TILE_VALUES // min(steps, TILE_STEPS)))
-    rows = max(1, TILE_VALUES // width)
-    for low in range(0, points, width):
-        for first in range(0, steps, rows):
-            yield slice(first, first + rows), slice(low, low + width)
 
 
 def harmonic_basis(time: pd.Index, annual: int, daily: int) -> np.ndarray:
@@ -216,38 +252,106 @@ def harmonic_basis(time: pd.Index, annual: int, daily: int) -> np.ndarray:
     return np.stack([np.ones(len(time)), *waves], axis=1)
 
 
-def fit_normalizer(archive: Archive, split: Ranges) -> Normalizer:
-    """Climatology and spread of the ranges of steps in `split` (training), in one pass over them.
+def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | None = None) -> Normalizer:
+    """Statistics of the ranges of steps in `split` (training), in one pass over them.
 
     The seasonal cycle is fitted where the steps span two years or more, the daily cycle where the cadence is below 12
     hours.
 
+    Parameters
+    ----------
+    modes
+        Mode by name of the variable, and under ``default`` that of the others: anomaly on grids, zscore elsewhere, if
+        not given.
+
     Raises
     ------
     UserError
-        For a variable that is missing everywhere, constant, or not finite.
+        For a variable that is missing everywhere, constant, or not finite, and for an unknown mode or variable.
     """
-    seasonal = archive.calendar != "none"
+    chosen = channel_modes(archive, modes or {})
+    cyclic = archive.calendar != "none" and "anomaly" in chosen
     span = max(archive.hours[stop - 1] - archive.hours[start] for start, stop in split) + archive.cadence
-    annual = ANNUAL_HARMONICS if seasonal and span >= TWO_YEARS else 0
-    daily = DAILY_HARMONICS if seasonal and archive.cadence < 12 else 0
-    shape = (len(archive.channels), *archive.shape)
+    annual = ANNUAL_HARMONICS if cyclic and span >= TWO_YEARS else 0
+    daily = DAILY_HARMONICS if cyclic and archive.cadence < 12 else 0
     reader = ChunkReader(archive)
     order = reader.space_order
-    moments = _Moments(1 + 2 * annual + 2 * daily, (shape[0], *(archive.shape[axis] for axis in order)))
+    unit = _units(archive, split, chosen)
+    curves = [(n, CURVES[mode][0]) for n, mode in enumerate(chosen) if mode in CURVES]
+    shape = (len(archive.channels), *(archive.shape[axis] for axis in order))
+    moments, together = Moments(1 + 2 * annual + 2 * daily, shape), contiguous(archive)
     for first, fields in (block for start, stop in split for block in read_blocks(reader, start, stop)):
-        basis = harmonic_basis(archive.time[first : first + fields.shape[1]], annual, daily)
-        infinite = moments.add(basis, fields, reader.submit)
+        steps = slice(first, first + fields.shape[1])
+        for number, curve in curves:
+            fields[number] = curve(fields[number] / unit[number])
+        basis = harmonic_basis(archive.time[steps], annual, daily)
+        infinite = moments.add(basis, together[steps], fields, reader.submit)
         if infinite is not None:
             raise UserError(
                 f"{archive.channels[infinite].name} of {archive.source} has infinite values in the training split; "
                 "mask them, for example with ds.where(np.isfinite(ds))."
             )
+    return _solved(archive, split, moments, order, chosen, unit, (annual, daily))
+
+
+def channel_modes(archive: Archive, modes: Mapping[str, str]) -> tuple[str, ...]:
+    """The mode of every channel."""
+    default = modes.get("default", "anomaly" if archive.space.kind == "grid" else "zscore")
+    for name, mode in modes.items():
+        if name != "default" and name not in archive.variables:
+            known = ", ".join(archive.variables)
+            raise UserError(f"data.normalize names {name}, which {archive.source} does not have; it has {known}.")
+        if mode not in MODES:
+            raise UserError(f"data.normalize of {name} must be one of {', '.join(MODES)}, got '{mode}'.")
+    return tuple(modes.get(channel.variable, default) for channel in archive.channels)
+
+
+def _units(archive: Archive, split: Ranges, modes: Sequence[str]) -> np.ndarray:
+    """Root mean square of the channels whose mode is a curve, from a pass over them alone; 1 for the others."""
+    unit = np.ones(len(modes), dtype=np.float32)
+    names = dict.fromkeys(c.variable for c, mode in zip(archive.channels, modes, strict=True) if mode in CURVES)
+    if not names:
+        return unit
+    part = open_archive(archive, variables=list(names))
+    squares, count, least = (np.zeros(len(part.channels)) for _ in range(3))
+    reader = ChunkReader(part)
+    for _, fields in (block for start, stop in split for block in read_blocks(reader, start, stop)):
+        values = fields.reshape(len(fields), -1)
+        squares += np.nansum(values.astype(np.float64) ** 2, axis=1)
+        count += np.isfinite(values).sum(axis=1)
+        least = np.fmin(least, np.nanmin(values, axis=1, initial=0))
+    found = np.sqrt(squares / np.maximum(count, 1))
+    for channel, size, low in zip(part.channels, found, least, strict=True):
+        number = archive.channels.index(channel)
+        unit[number] = size if size > 0 else 1
+        if modes[number] == "log1p" and low < -0.01 * size:
+            raise UserError(
+                f"{channel.name} of {archive.source} reaches {low:g}, and log1p is for values of 0 and above; set its "
+                "data.normalize to asinh."
+            )
+    return unit
+
+
+def _solved(
+    archive: Archive,
+    split: Ranges,
+    moments: Moments,
+    order: Sequence[int],
+    modes: tuple[str, ...],
+    unit: np.ndarray,
+    harmonics: tuple[int, int],
+) -> Normalizer:
+    """Statistics from sums, channel by channel in its mode; refused for channels without values or variation."""
     coefficients, variance, count = moments.solve()
     back = (0, 1, *(2 + int(axis) for axis in np.argsort(order)))
     coefficients = np.ascontiguousarray(coefficients.transpose(back))
-    total = count.reshape(len(count), -1).sum(axis=1)
-    steps = sum(stop - start for start, stop in split)
+    mean, pooled = moments.pooled()
+    for number, mode in enumerate(modes):
+        if mode != "anomaly":
+            coefficients[:, number] = 0
+            coefficients[0, number] = 0 if mode in ("spread", "none") else mean[number]
+            variance[number] = pooled[number]
+    total, steps = count.reshape(len(count), -1).sum(axis=1), sum(stop - start for start, stop in split)
     for channel, seen, squares in zip(archive.channels, total, variance, strict=True):
         if seen == 0:
             raise UserError(
@@ -259,102 +363,7 @@ def fit_normalizer(archive: Archive, split: Ranges) -> Normalizer:
                 f"{channel.name} of {archive.source} does not vary in time in the {steps} training steps, so it cannot "
                 "be standardised or forecast; leave it out with data.variables."
             )
+    spread = np.where([mode == "none" for mode in modes], 1, np.sqrt(variance)).astype(np.float32)
     labels = (str(archive.time[split[0][0]]), str(archive.time[split[-1][1] - 1]))
     missing = 1 - total / (steps * math.prod(archive.shape))
-    return Normalizer(coefficients, np.sqrt(variance).astype(np.float32), missing, annual, daily, labels)
-
-
-class _Moments:
-    """Sums of the least-squares fit of K basis functions at every grid point; NaN are left out, point by point.
-
-    Where values are missing the harmonics are shrunk by a ridge of `GAP_RIDGE` times the number of missing steps:
-    a point seen in one season alone would otherwise have a climatology hundreds of degrees off in the others.
-    """
-
-    def __init__(self, width: int, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        places = (shape[0], math.prod(shape[1:]))
-        self.gram = np.zeros((width, width))
-        self.absent_gram: np.ndarray | None = None
-        self.absent = np.zeros(places)
-        self.projection = np.zeros((width, *places))
-        self.squares = np.zeros(places)
-        self.offset = np.full(places, np.nan, dtype=np.float32)
-        self.steps = 0
-        self.lock = threading.Lock()
-
-    def add(self, basis: np.ndarray, fields: np.ndarray, submit: Callable[..., "Future[bool]"]) -> int | None:
-        """Add fields (V, T, *space), by the threads that `submit` gives work to.
-
-        Returns the number of a channel that has infinite values.
-        """
-        values = fields.reshape(*fields.shape[:2], -1)
-        single = basis.astype(np.float32)
-        basis = single.astype(np.float64)  # what the sums are made with
-        points = {tile[1].start: tile[1] for tile in _tiles(*values.shape[1:])}.values()
-        tasks = [
-            (channel, submit(self._add_points, channel, some, basis, single, values[channel, :, some]))
-            for channel in range(len(values))
-            for some in points
-        ]
-        finite = [task.result() for _, task in tasks]
-        self.gram += basis.T @ basis
-        self.steps += len(basis)
-        return None if all(finite) else tasks[finite.index(False)][0]
-
-    def _add_points(
-        self, channel: int, points: slice, basis: np.ndarray, single: np.ndarray, values: np.ndarray
-    ) -> bool:
-        """Sums over a few steps in float32, and over those in float64; False where a value is infinite."""
-        # Around a value of the point itself, sums of squares keep their digits: pressure varies by 1 % of itself.
-        offset = self.offset[channel, points]
-        if np.isnan(offset).any():
-            first = np.isfinite(values).argmax(axis=0)
-            np.copyto(offset, values[first, np.arange(len(first))], where=np.isnan(offset))
-        for first in range(0, len(values), SHORT_SUM):
-            steps = slice(first, first + SHORT_SUM)
-            tile = np.subtract(values[steps], offset, out=_scratch(values[steps].shape)[0])
-            squares = np.einsum("tp,tp->p", tile, tile)
-            if not np.isfinite(squares).all():
-                if np.isinf(values[steps]).any():
-                    return False
-                absent = np.isnan(tile)
-                tile[absent] = 0
-                squares = np.einsum("tp,tp->p", tile, tile, dtype=np.float64)
-                if absent.any():
-                    self._add_absent(channel, points, basis[steps], absent)
-            self.projection[:, channel, points] += single[steps].T @ tile
-            self.squares[channel, points] += squares
-        return True
-
-    def _add_absent(self, channel: int, points: slice, basis: np.ndarray, absent: np.ndarray) -> None:
-        with self.lock:
-            if self.absent_gram is None:
-                self.absent_gram = np.zeros((*self.absent.shape, *self.gram.shape))
-        self.absent[channel, points] += absent.sum(axis=0)
-        products = basis[:, :, None] * basis[:, None, :]
-        self.absent_gram[channel, points] += np.tensordot(absent.astype(np.float64), products, axes=(0, 0))
-
-    def solve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients (K, V, *space), variance of the residual of every channel (V,), and counts (V, *space)."""
-        width, absent = len(self.gram), self.absent.reshape(-1)
-        projection, squares = self.projection.reshape(width, -1), self.squares.reshape(-1)
-        ridge = np.full((width, len(absent)), 1e-9 * self.steps)  # for bases that are not independent
-        ridge[1:] += GAP_RIDGE * absent
-        if self.absent_gram is None:
-            coefficients = np.linalg.solve(self.gram + np.diag(ridge[:, 0]), projection)
-        else:
-            grams = self.gram - self.absent_gram.reshape(-1, width, width)
-            diagonal = np.arange(width)
-            grams[:, diagonal, diagonal] += ridge.T
-            coefficients = np.linalg.solve(grams, projection.T[..., None])[..., 0].T
-        # |x - Bc|^2 = x.x - c.p - c.Rc for p = B'x, ridge R and (B'B + R) c = p
-        residual = squares - (coefficients * (projection + ridge * coefficients)).sum(axis=0)
-        count, offset = self.steps - absent, np.nan_to_num(self.offset.reshape(-1)).astype(np.float64)
-        # Rounding leaves some 1e-14 of the squares of a constant field, and float32 cannot show variations below 1e-7
-        # of the value; under both there is no variation to speak of.
-        residual = np.where(residual > 1e-12 * squares + 1e-14 * count * offset**2, residual, 0)
-        total = count.reshape(self.shape[0], -1).sum(axis=1)
-        variance = residual.reshape(self.shape[0], -1).sum(axis=1) / np.maximum(total, 1)
-        coefficients[0] += offset
-        return coefficients.reshape(-1, *self.shape).astype(np.float32), variance, count.reshape(self.shape)
+    return Normalizer(coefficients, spread, missing, *harmonics, labels, modes, unit, moments.tendency)

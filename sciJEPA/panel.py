@@ -39,14 +39,13 @@ from sciJEPA.latents import time_encoding
 from sciJEPA.panel_cache import open_cache
 from sciJEPA.problem import Errors, Problem
 from sciJEPA.rollout import LatentRollout
+from sciJEPA.score_table import LATENTS
 from sciJEPA.scores import MethodErrors, score_rows
 from sciJEPA.significance import p_value_rows
 
 __all__ = ["CONTROLS", "JUDGED", "PROBES", "QUICK", "opened_problem", "probe", "units_of"]
 
 DEFAULT_LEADS = (1, 2, 3, 5)
-LATENTS = "latents"
-"""What stands in place of a variable where a number is about the latents themselves."""
 
 
 def probe(

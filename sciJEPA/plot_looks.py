@@ -6,6 +6,7 @@ Arrives: a figure or labelled data. Leaves: the same figure, tidier. Colours are
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,16 @@ def cell_edges(fields: xr.DataArray, name: str) -> np.ndarray:
     return edges.clip(-90, 90) if name.startswith("lat") else edges
 
 
+def length_text(value: object) -> str:
+    """A lead time or an offset in hours: `3 days`, `6 hours`; numbers without a unit count steps."""
+    if isinstance(value, np.timedelta64):
+        value = float(value / np.timedelta64(1, "h"))
+    elif not isinstance(value, float):
+        return f"{value} steps"
+    number, unit = (value / 24, "day") if value % 24 == 0 else (value, "hour")
+    return f"{number:g} {unit}{'' if abs(number) == 1 else 's'}"
+
+
 def time_text(fields: xr.DataArray, time: str, step: int) -> str:
     """A date to the minute, or what stands on the axis."""
     if time not in fields.coords:
@@ -76,7 +87,7 @@ def quantity(field: xr.DataArray) -> str:
     """Name and unit of a field, for a colour bar or an axis."""
     name = str(field.attrs.get("long_name", field.name or "value"))
     unit = field.attrs.get("units")
-    return f"{name} ({unit})" if unit and unit != "1" else name
+    return textwrap.fill(f"{name} ({unit})" if unit and unit != "1" else name, 26)
 
 
 def colour_scale(values: np.ndarray) -> tuple[Normalize, str]:

@@ -15,7 +15,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from sciJEPA.errors import UserError
-from sciJEPA.plot_looks import COLOURS, MARKERS, date_axis, drawable_time, finish, quantity, tidy
+from sciJEPA.plot_looks import COLOURS, MARKERS, date_axis, drawable_time, finish, length_text, quantity, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +103,8 @@ def plot_embedding(placed: xr.DataArray, colour: xr.DataArray | None = None, pat
     elif colour.dtype.kind in "iubUSO" and len(pd.unique(colour.to_numpy())) <= MOST_GROUPS:
         _by_group(axes, values, colour)
     else:
-        points = axes.scatter(
-            *values[:, :2].T, c=colour.to_numpy(), cmap="viridis", s=11, linewidths=0, rasterized=True
-        )
+        x, y = values[:, 0], values[:, 1]
+        points = axes.scatter(x, y, c=colour.to_numpy(), cmap="viridis", s=11, linewidths=0, rasterized=True)
         figure.colorbar(points, ax=axes, label=quantity(colour))
     dim = str(placed.dims[1])
     name = str(placed.attrs.get("long_name", dim))
@@ -121,7 +120,8 @@ def _by_season(axes: Axes, values: np.ndarray, placed: xr.DataArray) -> None:
         raise UserError("there are no dates along these points to colour them by season; pass colour=.")
     day: Any = placed["time"].dt.dayofyear
     points = axes.scatter(
-        *values[:, :2].T,
+        values[:, 0],
+        values[:, 1],
         c=day,
         cmap="twilight",
         vmin=1,
@@ -139,9 +139,10 @@ def _by_season(axes: Axes, values: np.ndarray, placed: xr.DataArray) -> None:
 def _by_group(axes: Axes, values: np.ndarray, colour: xr.DataArray) -> None:
     for number, group in enumerate(np.unique(colour.to_numpy())):
         own = colour.to_numpy() == group
-        look = {"color": COLOURS[number], "marker": MARKERS[number]}
-        axes.scatter(*values[own, :2].T, s=13, alpha=0.75, linewidths=0, label=f"{group} ({own.sum()})", **look)
-    axes.legend(title=str(colour.name or "group"), frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "label": f"{group} ({own.sum()})"}
+        axes.scatter(values[own, 0], values[own, 1], s=13, alpha=0.75, linewidths=0, **look)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axes.legend(title=str(colour.name or "group"), frameon=False, fontsize=9, markerscale=1.6, **place)
 
 
 def plot_transitions(found: xr.Dataset, path: str | Path | None = None) -> Figure:
@@ -203,7 +204,7 @@ def plot_spectra(spectra: xr.Dataset, path: str | Path | None = None) -> Figure:
     if absent:
         raise UserError(f"plot_spectra needs what compare_spectra returns; '{absent[0]}' is missing.")
     spectra = spectra.sel(wavenumber=spectra["wavenumber"] > 0)
-    over = [name for name in spectra["ratio"].dims if name != "wavenumber"]
+    over = [str(name) for name in spectra["ratio"].dims if name != "wavenumber"]
     if len(over) > 1:
         raise UserError(f"plot_spectra draws one line a lead, found the dimensions {over}; select one of the others.")
     figure = Figure(figsize=(10.0, 3.8), layout="constrained")
@@ -214,7 +215,7 @@ def plot_spectra(spectra: xr.Dataset, path: str | Path | None = None) -> Figure:
     left.plot(waves, truth, color="black", linewidth=2.2, label="truth", zorder=3)
     for number, line in enumerate(lines):
         part = spectra if line is None else spectra.isel({over[0]: line})
-        label = "forecast" if line is None else f"forecast, {_lead_text(part[over[0]].to_numpy())}"
+        label = "forecast" if line is None else f"forecast, {length_text(part[over[0]].to_numpy()[()])}"
         look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4, "linewidth": 1.2}
         left.plot(waves, part["forecast"], label=label, **look)
         right.plot(waves, part["ratio"], **look)
@@ -232,10 +233,3 @@ def plot_spectra(spectra: xr.Dataset, path: str | Path | None = None) -> Figure:
     right.set_ylim(0, max(1.1, 1.05 * float(spectra["ratio"].max())))
     right.set_ylabel("power of forecast / truth")
     return finish(figure, path)
-
-
-def _lead_text(value: np.ndarray) -> str:
-    if not np.issubdtype(value.dtype, np.timedelta64):
-        return f"{value} steps"
-    hours = float(value / np.timedelta64(1, "h"))
-    return f"{hours / 24:g} days" if hours % 24 == 0 and hours != 24 else "1 day" if hours == 24 else f"{hours:g} hours"

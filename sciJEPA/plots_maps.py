@@ -25,6 +25,7 @@ from sciJEPA.plot_looks import (
     drawable_time,
     finish,
     globe_ticks,
+    length_text,
     quantity,
     tidy,
     time_text,
@@ -193,11 +194,8 @@ def panel_title(field: xr.DataArray, number: int) -> str:
     if not dim:
         return ""
     value = field[dim].to_numpy()[number] if dim in field.coords else number
-    if isinstance(value, np.timedelta64):
-        hours = value / np.timedelta64(1, "h")
-        return f"{hours / 24:+g} days" if hours % 24 == 0 else f"{hours:+g} hours"
-    if dim == "offset":
-        return f"{value / 24:+g} days" if value % 24 == 0 else f"{value:+g} hours"
+    if isinstance(value, np.timedelta64) or dim in ("offset", "lead_time"):
+        return f"after {length_text(float(value) if dim == 'offset' else value)}"
     return f"{dim.replace('_', ' ')} {value}"
 
 
@@ -211,7 +209,7 @@ def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: i
     path
         Where to save the picture.
     named
-        Peaks that get their date, at least a twentieth of the record apart.
+        Peaks that get their date, at least a tenth of the record apart.
 
     Examples
     --------
@@ -221,13 +219,13 @@ def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: i
     3
     """
     field = found["on_map"]
-    field = field.expand_dims("") if field.ndim == 2 else field
-    figure = Figure(figsize=(10.0, 6.2 if field.ndim == 3 else 3.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.25]) if field.ndim == 3 else (figure, None)
-    axes = above.subplots()
-    _series_with_peaks(axes, found["in_time"], named)
-    if below is not None:
-        shown = field[:4]
+    field = field if "offset" in field.dims else field.expand_dims("")
+    mapped = field.ndim == 3  # stations and boxes of one or three dimensions have no map
+    figure = Figure(figsize=(10.0, 6.2 if mapped else 3.2), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.25]) if mapped else [figure]
+    _series_with_peaks(parts[0].subplots(), found["in_time"], named)
+    if mapped:
+        below, shown = parts[1], field[:4]
         grid = below.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         scale, colours = colour_scale(shown.to_numpy())
         for number, panel in enumerate(grid):
@@ -245,7 +243,8 @@ def _series_with_peaks(axes: Axes, series: xr.DataArray, named: int) -> None:
     day, label = drawable_time(time)
     values = series.to_numpy()
     axes.plot(day, values, color="#0072B2", linewidth=0.8)
-    apart, chosen = max(1, len(values) // 20), []
+    apart = max(1, len(values) // 10)
+    chosen: list[int] = []
     for step in np.argsort(-values):
         if len(chosen) < named and all(abs(step - other) >= apart for other in chosen):
             chosen.append(int(step))
@@ -262,6 +261,6 @@ def _series_with_peaks(axes: Axes, series: xr.DataArray, named: int) -> None:
             color="#D55E00",
         )
     axes.margins(y=0.15)
-    axes.set(xlabel=label.replace("time", "issue time"), ylabel="prediction energy", ylim=(min(0, values.min()), None))
+    axes.set(xlabel=label.replace("time", "issue time"), ylabel="prediction energy")
     date_axis(axes, day)
     tidy(axes)

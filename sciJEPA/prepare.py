@@ -22,9 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from sciJEPA.archive import Archive, open_archive
@@ -35,9 +33,9 @@ from sciJEPA.errors import UserError
 from sciJEPA.folders import refuse_existing
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.samples import DataConfig, Ranges, split_steps
+from sciJEPA.saved_statistics import DESCRIPTION, write_statistics
 from sciJEPA.sources import EXTRA, Opened, open_source
 
-STATISTICS, DESCRIPTION = "statistics.safetensors", "dataset.json"
 CODECS_AND_READERS = ("sciJEPA", "dask", "numcodecs", "numpy", "xarray", "zarr")
 
 
@@ -248,11 +246,7 @@ def _describe(store: Path, opened: Opened, card: Card | None, first: int, train:
         statistics["missing_because"] = str(error).replace(str(store), "this archive")
         warnings.warn(f"no statistics were written: {statistics['missing_because']}", PrepareWarning, stacklevel=3)
     else:
-        values = {field.name: getattr(normalizer, field.name) for field in dataclasses.fields(normalizer)}
-        arrays = {name: np.ascontiguousarray(v) for name, v in values.items() if isinstance(v, np.ndarray)}
-        save_file(arrays, store / STATISTICS)
-        digest = hashlib.sha256((store / STATISTICS).read_bytes()).hexdigest()
-        statistics |= {name: value for name, value in values.items() if name not in arrays} | {"sha256": digest}
+        statistics |= write_statistics(store, normalizer)
     described = {
         "format": 1,
         "name": card.name if card else Path(opened.archive.source).stem,

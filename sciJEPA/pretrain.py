@@ -38,6 +38,7 @@ from sciJEPA.monitor import diagnose, warn_of_collapse
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import open_configured, precision, versions
 from sciJEPA.samples import DataConfig, Splits, split_steps, window_starts
+from sciJEPA.saved_statistics import read_statistics
 from sciJEPA.target import momentum
 from sciJEPA.tokenizers.base import Batch
 
@@ -107,7 +108,9 @@ class _Part:
         """Statistics from the training split, and a reader that applies them."""
         part, tokenizer = config.parts[name], jepa.tokenizers[name]
         splits = split_steps(archive, part.data)
-        normalizer = fit_normalizer(archive, splits.train)
+        normalizer = read_statistics(archive, splits.train, part.data.normalize)
+        if normalizer is None:
+            normalizer = fit_normalizer(archive, splits.train, part.data.normalize)
         spec = part.tokenizer.describe(archive, part.data.window, part.data.context)
         domain = Domain.of(name, part, spec, normalizer, [channel.units for channel in archive.channels])
         reader = WindowReader(archive, normalizer, memory_mb=part.data.memory_mb)

@@ -42,6 +42,13 @@ class Ridge:
     Minimises |Y - X W|^2 + s |W|^2 with centred X and Y. Features are not standardised one by one: their relative size
     is part of the representation.
 
+    Parameters
+    ----------
+    strengths
+        Candidates, relative to the mean square of the features times their number.
+    intercept
+        Centre X and Y on their training means; without, zero features forecast zero.
+
     Attributes after `fit`
     ----------------------
     strength_
@@ -51,6 +58,7 @@ class Ridge:
     """
 
     strengths: Sequence[float] = STRENGTHS
+    intercept: bool = True
     strength_: np.ndarray = field(init=False)
     error_: np.ndarray = field(init=False)
 
@@ -80,7 +88,7 @@ class Ridge:
             Targets fall into so many equal, consecutive groups (variables) with a strength of their own.
         """
         self._features = features
-        self._mean = _mean(features, train)
+        self._mean = self._centre(features, train)
         self._primal = features.width <= len(train)
         gram = self._gram(train)
         trace = float(np.trace(gram))
@@ -95,7 +103,7 @@ class Ridge:
         self._solutions, self._target_means = [], []
         validation_basis = self._project(validation)
         for lead, target in enumerate(targets):
-            mean = _mean(target, train)
+            mean = self._centre(target, train)
             solution = self._correlate(target, mean, train)
             truth = target.read(validation) - mean
             for group, part in enumerate(np.split(np.arange(target.width), groups)):
@@ -120,6 +128,9 @@ class Ridge:
             (basis @ solution + mean).astype(np.float32)
             for solution, mean in zip(self._solutions, self._target_means, strict=True)
         ]
+
+    def _centre(self, rows: Rows, train: np.ndarray) -> np.ndarray:
+        return _mean(rows, train) if self.intercept else np.zeros(rows.width)
 
     def _centred(self, indices: np.ndarray) -> np.ndarray:
         return self._features.read(indices).astype(np.float64) - self._mean

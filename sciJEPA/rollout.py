@@ -21,7 +21,7 @@ from sciJEPA.baselines import fields
 from sciJEPA.encoder import Encoder
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Domain, Model
-from sciJEPA.labelling import issue_steps
+from sciJEPA.labelling import issue_steps, valid_times
 from sciJEPA.leakage import only_at
 from sciJEPA.monitor import effective_rank
 from sciJEPA.normalize import calendar_features
@@ -131,14 +131,17 @@ class Carrier:
         zero here, they may know nothing.
         """
         data, archive = self.problem.domain.config.data, self.problem.archive
-        first = steps[:, None] - data.context + 1 + shift * self.steps_per_token
-        times = np.minimum(first + np.arange(data.window), len(archive) - 1)
+        first = 1 - data.context + shift * self.steps_per_token
+        seasons = [
+            calendar_features(valid_times(archive, steps, ahead) if ahead > 0 else archive.time[steps + ahead])
+            for ahead in range(first, first + data.window)
+        ]
         space = [0, 0] * (batch.values.ndim - 3)
         padding = (*space, 0, data.window - data.context)
         observed = batch.observed
         if observed is not None:
             observed = torch.nn.functional.pad(observed, padding, value=True)
-        calendar = torch.from_numpy(calendar_features(archive.time[times.ravel()]).reshape(*times.shape, -1))
+        calendar = torch.from_numpy(np.stack(seasons, axis=1))
         values = torch.nn.functional.pad(batch.values, padding)
         return dataclasses.replace(batch, values=values, observed=observed, calendar=calendar.to(values.device))
 

@@ -32,6 +32,9 @@ class DataConfig:
     """Rows of a table with one time and station: refuse, mean, first or last."""
     variables: tuple[str, ...] | None = None
     """Variables to use; all numeric ones on time and space if not given."""
+    normalize: dict[str, str] = field(default_factory=dict)
+    """Mode of normalisation by variable, and under default that of the others: anomaly, zscore, spread, log1p, asinh or
+    none; anomalies on grids and zscores elsewhere if not given."""
     window: int = 8
     """Steps of a training sample."""
     context: int = 4

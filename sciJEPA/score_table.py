@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 import pandas as pd
@@ -26,12 +26,14 @@ METHOD_TITLES: dict[str, str] = {
     "raw_ridge": "{probe} on raw window",
     "random_init": "random init + {probe}",
     "mae": "masked autoencoder + {probe}",
-    "supervised": "supervised from scratch",
+    "supervised": "supervised, end to end",
     "jepa_online": "JEPA online + {probe}",
     "jepa_target": "JEPA target + {probe}",
     "latent_rollout": "latent rollout + {probe}",
 }
-PROBE_TITLES = {"none": "ridge", "": "ridge", "knn": "k-NN"}
+PROBE_TITLES = {"none": "ridge", "": "ridge", "knn": "k-NN", "mlp": "MLP"}
+LATENTS = "latents"
+"""What stands in place of a variable where a number is about the latents themselves."""
 DAYS_PER_UNIT = {
     **dict.fromkeys(("s", "second", "seconds"), 1 / 86400),
     **dict.fromkeys(("t", "min", "minute", "minutes"), 1 / 1440),
@@ -172,6 +174,25 @@ def _grid(header: Sequence[str], subheader: str, lines: Sequence[tuple[str, Sequ
     return out
 
 
+def _tables(rows: pd.DataFrame, *, latents: bool = False) -> Iterator[tuple[str, str, str, str, pd.DataFrame]]:
+    """Rows by archive, seed, variable and share of labels; those about the latents themselves, or all others."""
+    keys = ["archive", "seed", "variable", *(["labels"] if "labels" in rows else [])]
+    chosen = rows[(rows["variable"] == LATENTS) == latents]
+    for names, part in chosen.groupby(keys, sort=False):
+        share = f", {float(names[3]):.0%} of the labels" if len(names) > 3 else ""
+        yield str(names[0]), str(names[1]), str(names[2]), share, part
+
+
+def _further(cells: _Cells, metric: str, subheader: str, pattern: str, heading: str) -> list[str]:
+    """A block of one number a cell, for the methods that have it."""
+    lines = [
+        (method_title(*method), [_number(cells.get(method, lead, metric)[0], pattern) for lead in cells.leads])
+        for method in cells.methods
+    ]
+    found = [(title, texts) for title, texts in lines if any(text != "." for text in texts)]
+    return _grid(cells.leads, subheader, found, heading) if found else []
+
+
 def format_table(rows: pd.DataFrame, units: Mapping[str, str] | None = None) -> str:
     """The control panel for the terminal, at most 150 columns wide: two blocks of numbers for each variable.
 
@@ -198,13 +219,13 @@ def format_table(rows: pd.DataFrame, units: Mapping[str, str] | None = None) -> 
     t2m [K], archive toy, seed 0, 20 test times
     """
     out: list[str] = []
-    for (archive, seed, variable), part in rows.groupby(["archive", "seed", "variable"], sort=False):
+    for archive, seed, variable, share, part in _tables(rows):
         cells = _Cells(part)
-        unit = (units or {}).get(str(variable))
+        unit = (units or {}).get(variable)
         times = part.loc[part["metric"] == "rmse", "n"]
         counts = f"{times.min()}" if times.min() == times.max() else f"{times.min()} to {times.max()}"
-        name = f"{variable} [{unit}]" if unit else str(variable)
-        out += [f"{name}, archive {archive}, seed {seed}, {counts} test times", ""]
+        name = f"{variable} [{unit}]" if unit else variable
+        out += [f"{name}, archive {archive}, seed {seed}, {counts} test times{share}", ""]
         errors: list[tuple[str, list[str]]] = []
         skills: list[tuple[str, list[str]]] = []
         wide = max(len(_number(cells.get(*key, "rmse")[0], "#.4g")) for key in product(cells.methods, cells.leads))
@@ -221,6 +242,9 @@ def format_table(rows: pd.DataFrame, units: Mapping[str, str] | None = None) -> 
         errors.append(("best control", control))
         out += _grid(cells.leads, f"{'RMSE':<{wide}} / climatology", errors, "error, by lead time")
         out += _grid(cells.leads, f"{'skill':<23} ACC", skills, "skill, by lead time")
+        out += _further(cells, "p_value_adjusted", "p-value", ".4f", "adjusted for all cells")
+    for *_, part in _tables(rows, latents=True):
+        out += _further(_Cells(part), "rank", "rank", ".1f", "effective rank of latents")
     out.append("* smallest RMSE; + better, - worse than the best control (paired interval excludes zero).")
     out.append("skill = 1 - RMSE / RMSE of the best simple control; [low, high] from a paired block bootstrap.")
     return "\n".join(out)
@@ -244,11 +268,11 @@ def format_markdown(rows: pd.DataFrame) -> str:
     | climatology | **1.000** |
     """
     tables: list[str] = []
-    for (archive, seed, variable), part in rows.groupby(["archive", "seed", "variable"], sort=False):
+    for archive, seed, variable, share, part in _tables(rows):
         cells = _Cells(part)
         relative = (part["metric"] == "rmse_over_climatology").any()
         metric, label = ("rmse_over_climatology", "RMSE / climatology") if relative else ("rmse", "RMSE")
-        lines = [f"**{variable}**, {label} (archive {archive}, seed {seed})", ""]
+        lines = [f"**{variable}**, {label} (archive {archive}, seed {seed}{share})", ""]
         lines.append(" | ".join(["| method", *cells.leads]) + " |")
         lines.append(" | ".join(["| :--", *("--:" for _ in cells.leads)]) + " |")
         for method in cells.methods:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sciJEPA.distributed import all_sum
+
 
 def momentum(half_life: float, steps: int) -> float:
     """Weight m of the old average, such that m ** (half_life * steps) = 1/2.
@@ -48,7 +50,7 @@ class MovingAverage(nn.Module):
 def standardise(
     latents: Float[Tensor, "B N L"], over: str, seen: Bool[Tensor, "B N"] | None = None
 ) -> Float[Tensor, "B N L"]:
-    """Bring targets to mean 0 and variance 1, in float32.
+    """Bring targets to mean 0 and variance 1, in float32; a batch is that of all processes together.
 
     Parameters
     ----------
@@ -62,12 +64,13 @@ def standardise(
     latents = latents.float()
     if over == "none":
         return latents
-    dims = (0, 1) if over == "batch" else (2,)
-    if over == "batch" and seen is not None and not seen.all():
-        weight = seen.float()[..., None] / seen.sum().clamp_min(1)
-        mean = (latents * weight).sum(dim=dims, keepdim=True)
-        variance = ((latents - mean).pow(2) * weight).sum(dim=dims, keepdim=True)
+    if over == "token":
+        mean, variance = latents.mean(dim=2, keepdim=True), latents.var(dim=2, keepdim=True, unbiased=False)
     else:
-        mean = latents.mean(dim=dims, keepdim=True)
-        variance = latents.var(dim=dims, keepdim=True, unbiased=False)
+        # The same sums whatever is missing: processes must agree on how many there are.
+        weight = torch.ones_like(latents[..., :1]) if seen is None else seen.float()[..., None]
+        sums = all_sum(torch.cat([(latents * weight).sum(dim=(0, 1)), weight.sum()[None]]))
+        count = sums[-1].clamp_min(1)
+        mean = sums[:-1] / count
+        variance = all_sum(((latents - mean).pow(2) * weight).sum(dim=(0, 1))) / count
     return (latents - mean) * torch.rsqrt(variance + 1e-6)

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from sciJEPA import normalize
+from sciJEPA import moments, normalize
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
+from sciJEPA.moments import GAP_RIDGE
 from sciJEPA.normalize import (
-    GAP_RIDGE,
+    MODES,
     Normalizer,
     calendar_features,
     fit_normalizer,
@@ -344,7 +345,7 @@ def test_normalising_in_tiles_and_in_place_is_the_formula(monkeypatch, missing, 
     field[np.random.default_rng(1).random(field.shape) < missing] = np.nan
     archive = on(time, field, q=np.nan_to_num(field) / 1e7)
     normalizer, fields = fit_normalizer(archive, ((0, 800),)), archive.read(0, 800)
-    monkeypatch.setattr(normalize, "TILE_VALUES", tile)
+    monkeypatch.setattr(moments, "TILE_VALUES", tile)
     exact = fields.astype(float) - np.tensordot(
         harmonic_basis(time, normalizer.annual, normalizer.daily), normalizer.coefficients.astype(float), axes=1
     )
@@ -374,7 +375,82 @@ def test_sums_in_tiles_are_the_sums(monkeypatch, tile, steps):
     field = 280 + noise(500)
     field[np.random.default_rng(2).random(field.shape) < 0.05] = np.nan
     whole = fit_normalizer(on(days(500), field), ((0, 500),))
-    monkeypatch.setattr(normalize, "TILE_VALUES", tile)
-    monkeypatch.setattr(normalize, "TILE_STEPS", steps)
-    monkeypatch.setattr(normalize, "SHORT_SUM", steps)
+    monkeypatch.setattr(moments, "TILE_VALUES", tile)
+    monkeypatch.setattr(moments, "TILE_STEPS", steps)
+    monkeypatch.setattr(moments, "SHORT_SUM", steps)
     assert_same(whole, fit_normalizer(on(days(500), field), ((0, 500),)))
+
+
+# Modes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_comes_back(mode: str) -> None:
+    field = np.abs(noise(400)) * 3 + 0.5
+    archive = on(days(400), field)
+    normalizer = fit_normalizer(archive, ((0, 300),), {"default": mode})
+    values = archive.read(0, 400)
+    z, observed = normalizer.apply(values.copy(), archive.time)
+    assert observed is None and normalizer.modes == (mode,)
+    np.testing.assert_allclose(normalizer.invert(z, archive.time), values, rtol=2e-5)
+
+
+def test_zscore_is_of_the_channel() -> None:
+    field = noise(400) + np.arange(3)[:, None] * 10  # rows differ far more than days
+    archive = on(days(400), field)
+    normalizer = fit_normalizer(archive, ((0, 300),), {"z": "zscore"})
+    trained = archive.read(0, 300).astype(np.float64)
+    np.testing.assert_allclose(normalizer.spread, trained.std(), rtol=1e-6)
+    np.testing.assert_allclose(normalizer.climatology(archive.time[:1]), trained.mean(), rtol=1e-6)
+
+
+def test_spread_leaves_zero_alone() -> None:
+    rain = np.maximum(noise(400), 0)
+    archive = on(days(400), rain)
+    normalizer = fit_normalizer(archive, ((0, 400),), {"z": "spread"})
+    z, _ = normalizer.apply(archive.read(0, 400), archive.time)
+    np.testing.assert_array_equal(z == 0, archive.read(0, 400) == 0)
+    np.testing.assert_allclose(normalizer.spread, rain.astype(np.float32).std(), rtol=1e-5)
+
+
+def test_log1p_is_in_units_of_the_root_mean_square() -> None:
+    rain = np.maximum(noise(400), 0) ** 3
+    archive = on(days(400), rain)
+    normalizer = fit_normalizer(archive, ((0, 400),), {"z": "log1p"})
+    x = archive.read(0, 400).astype(np.float64)
+    unit = np.sqrt((x**2).mean())
+    logs = np.log1p(x / unit)
+    np.testing.assert_allclose(normalizer.unit, unit, rtol=1e-5)
+    z, _ = normalizer.apply(archive.read(0, 400), archive.time)
+    np.testing.assert_allclose(z, (logs - logs.mean()) / logs.std(), atol=1e-4)
+    with pytest.raises(UserError, match=r"z of <memory> reaches -.* set its data.normalize to asinh"):
+        fit_normalizer(on(days(400), noise(400)), ((0, 400),), {"z": "log1p"})
+
+
+def test_modes_by_variable() -> None:
+    archive = on(days(400), noise(400), rain=np.abs(noise(400)))
+    normalizer = fit_normalizer(archive, ((0, 400),), {"rain": "spread"})
+    assert dict(zip(archive.variables, normalizer.modes, strict=True)) == {"z": "anomaly", "rain": "spread"}
+    chosen = normalizer.select([1])
+    assert chosen.modes == ("spread",) and chosen.coefficients.shape[1] == 1
+    for modes, phrase in (({"snow": "spread"}, "names snow"), ({"z": "best"}, "must be one of anomaly, zscore")):
+        with pytest.raises(UserError, match=phrase):
+            fit_normalizer(archive, ((0, 400),), modes)
+
+
+def test_statistics_of_the_channel_suit_other_places() -> None:
+    archive = on(days(400), noise(400))
+    normalizer = fit_normalizer(archive, ((0, 400),), {"default": "zscore"})
+    other = normalizer.onto((2, 3, 5))
+    assert other.coefficients.shape == (1, 1, 2, 3, 5)
+    np.testing.assert_array_equal(other.coefficients, normalizer.coefficients.ravel()[0])
+    with pytest.raises(UserError, match="default: zscore"):
+        fit_normalizer(archive, ((0, 400),)).onto((2, 3, 5))
+
+
+def test_spread_of_tendencies() -> None:
+    # x(t) = t, but for a jump of a hundred at a gap in time, which is no tendency: every change is 1.
+    time = days(200).delete(range(100, 103))
+    field = np.arange(197.0)[:, None, None] + np.where(np.arange(197) >= 100, 100, 0)[:, None, None] + np.zeros((3, 4))
+    normalizer = fit_normalizer(on(time, field), ((0, 197),))
+    np.testing.assert_allclose(normalizer.tendency, 1, rtol=1e-6)

@@ -67,6 +67,10 @@ class Tokens:
         """The tokens from number `start` to `stop`, exclusive."""
         return self._each(lambda part: part[:, start:stop])
 
+    def samples(self, numbers: Int[Tensor, " S"]) -> "Tokens":
+        """All tokens of these samples of the batch."""
+        return self._each(lambda part: part[numbers])
+
     def _each(self, choose: Any) -> "Tokens":
         return dataclasses.replace(
             self,

@@ -1,0 +1,112 @@
+"""Model and windows it was not trained on -> numbers beside the loss: validation loss, attention, an online probe.
+
+Arrives: a JEPA and a few batches of the validation split. Leaves: a few numbers for metrics.csv. `probe_error` is what
+runs and steps should be compared by: losses of different objectives cannot be, and a loss may fall while latents lose
+what a forecast needs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sciJEPA.encoder import Encoder
+from sciJEPA.jepa import JEPA
+from sciJEPA.masking import MaskPlan, TokenGrid
+from sciJEPA.monitor import content
+from sciJEPA.tokenizers.base import Batch, Tokens
+
+ATTENDING = 4
+"""Windows whose attention is looked at."""
+SHRINKAGE = 1e-2
+"""Strength of the online probe's ridge, relative to the mean variance of a feature."""
+FLOAT = 1e-12
+
+
+@torch.no_grad()
+def validate(
+    jepa: JEPA,
+    batches: Sequence[tuple[Batch, MaskPlan]],
+    precision: Callable[[], AbstractContextManager],
+) -> dict[str, float]:
+    """Numbers of one domain; none is a number (NaN) where its validation split has no window.
+
+    Parameters
+    ----------
+    precision
+        Opens the context in which the model computes.
+    """
+    numbers = dict.fromkeys(("validation_loss", "content_online", "content_target", "probe_error"), math.nan)
+    if not batches:
+        return numbers | {"attention_online": math.nan, "attention_target": math.nan}
+    tokenizer = jepa.tokenizers[batches[0][0].domain] if batches[0][0].domain else jepa.tokenizer
+    grid, latents, losses = tokenizer.grid, [], []
+    tokens = [tokenizer(batch) for batch, _ in batches]
+    past = grid.context_times * grid.per_time
+    with precision():
+        for batch, plan in batches:
+            losses.append(float(jepa(batch, plan).terms.prediction))
+        encoders = {"online": jepa.encoder, "target": jepa.target_encoder}
+        for name, encoder in encoders.items():
+            encoded = torch.cat([encoder.outputs(part.span(0, past), (-1,)).float() for part in tokens])
+            if len(encoded) > 1:
+                numbers[f"content_{name}"] = content(encoded)
+            numbers[f"attention_{name}"] = attention_entropy(encoder, tokens[0].span(0, past))
+        latents = [jepa.target_encoder.latents(part.span(0, past)).float() for part in tokens]
+    numbers["validation_loss"] = sum(losses) / len(losses)
+    numbers["probe_error"] = probe_error(torch.cat(latents), tokens, grid)
+    return numbers
+
+
+def attention_entropy(encoder: Encoder, tokens: Tokens) -> float:
+    """Mean entropy of attention over blocks, heads and tokens: 0 (each to one token) to 1 (to all alike).
+
+    Near 0 attention has frozen (Zhai et al. 2023, https://arxiv.org/abs/2303.06296); near 1 it only takes the mean.
+    """
+    found: list[Tensor] = []
+
+    def look(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x, _, seen = inputs
+        found.append(attention.entropy(x[:ATTENDING], None if seen is None else seen[:ATTENDING]))
+
+    hooks = [block.attention.register_forward_pre_hook(look) for block in encoder.blocks]
+    try:
+        few = torch.arange(min(ATTENDING, len(tokens.values)), device=tokens.values.device)
+        encoder(tokens.samples(few))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(torch.stack(found).mean()) if found else math.nan
+
+
+def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid: TokenGrid) -> float:
+    """Error of a ridge regression from a place's last latent to its next token, over the truth's root mean square.
+
+    Fitted on the first half of the windows and judged on the second: 1 is what predicting zero, the climatology,
+    scores. Only observed values count. NaN where there are fewer than four windows or nothing follows.
+    """
+    windows = len(latents)
+    if windows < 4 or grid.times == grid.context_times:
+        return math.nan
+    last, per_time = (grid.context_times - 1) * grid.per_time, grid.per_time
+    truth = torch.cat([part.values[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens]).double()
+    weight = torch.cat([_observed(part)[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens])
+    features, half = latents[:, last : last + per_time].double(), windows // 2
+    train, test = slice(None, half), slice(half, None)
+    mean = features[train].mean(dim=(0, 1))
+    deviation = features[train].flatten(0, 1).std(dim=0).clamp_min(FLOAT)
+    inputs = (features - mean) / deviation
+    rows, wanted = inputs[train].flatten(0, 1), (truth * weight)[train].flatten(0, 1)
+    strength = SHRINKAGE * len(rows) * torch.eye(rows.shape[1]).to(rows)
+    # A missing value counts as the climatology here: one matrix for all of a token's values.
+    solution = torch.linalg.solve(rows.T @ rows + strength, rows.T @ wanted)
+    error = ((inputs[test] @ solution - truth[test]) * weight[test]).pow(2).sum()
+    size = (truth[test] * weight[test]).pow(2).sum()
+    return float((error / size.clamp_min(FLOAT)).sqrt())
+
+
+def _observed(tokens: Tokens) -> Tensor:
+    return torch.ones_like(tokens.values) if tokens.observed is None else tokens.observed.to(tokens.values.dtype)

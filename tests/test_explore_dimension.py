@@ -1,0 +1,69 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from sciJEPA.errors import UserError
+from sciJEPA.explore import intrinsic_dimension, rank
+from sciJEPA.hub import Model
+from sciJEPA.latents import embed
+from sciJEPA.monitor import effective_rank
+from sciJEPA.synthetic import travelling_waves
+
+
+def points(values: np.ndarray) -> xr.DataArray:
+    return xr.DataArray(values, {"time": np.arange(len(values))}, ("time", "latent"))
+
+
+def test_rank_counts_equal_directions() -> None:
+    assert rank(points(np.vstack([np.eye(5), -np.eye(5)]))).item() == pytest.approx(5)
+
+
+def test_one_direction_has_rank_one_and_no_variation_too() -> None:
+    assert rank(points(np.outer(np.arange(9.0), [1, 2, 3]))).item() == pytest.approx(1, abs=1e-5)
+    assert rank(points(np.ones((4, 3)))).item() == pytest.approx(1)
+
+
+def test_rank_is_that_of_the_training_curves(model: Model) -> None:
+    latents = embed(model, travelling_waves(60), progress=False)["latents"]
+    last = torch.from_numpy(latents.values[:, 8:].reshape(-1, 32))  # 8 tokens of the issue time
+    assert rank(latents).item() == pytest.approx(effective_rank(last), rel=1e-4)
+
+
+def test_rank_needs_two_latents() -> None:
+    with pytest.raises(UserError, match="at least 2 latents"):
+        rank(points(np.ones((1, 3))))
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+def test_a_gaussian_has_its_own_dimension_wherever_it_lies(dimension: int) -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(1500, dimension)) @ rng.normal(size=(dimension, 12))
+    # TwoNN: the slope's relative error is about 1 / sqrt(1500) = 0.03, and a small bias grows with the dimension
+    assert intrinsic_dimension(points(flat)).item() == pytest.approx(dimension, rel=0.12)
+
+
+def test_a_curved_surface_has_the_dimension_of_a_surface() -> None:
+    rng = np.random.default_rng(1)
+    direction = rng.normal(size=(1500, 3))
+    sphere = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    assert intrinsic_dimension(points(sphere)).item() == pytest.approx(2, rel=0.12)
+    assert rank(points(sphere)).item() == pytest.approx(3, rel=0.02)  # the linear span has three directions
+
+
+def test_neighbours_in_time_make_a_curve_of_everything() -> None:
+    # A smooth path through three dimensions, with neighbours in time much nearer than any return.
+    rng = np.random.default_rng(2)
+    time = np.linspace(0, 1, 1500)
+    phases = rng.uniform(0, 2 * np.pi, size=(3, 1))
+    path = np.stack([np.sin(2 * np.pi * f * time + p) for f, p in zip((37, 41.3, 53.7), phases[:, 0], strict=True)], 1)
+    dates = pd.date_range("2001", periods=1500)
+    z = xr.DataArray(path, {"time": dates}, ("time", "latent"))
+    assert intrinsic_dimension(z, exclude="10D").item() > intrinsic_dimension(z).item() - 0.1
+    assert intrinsic_dimension(z, exclude="10D").item() == pytest.approx(3, abs=0.8)
+
+
+def test_too_few_states() -> None:
+    with pytest.raises(UserError, match="at least 20"):
+        intrinsic_dimension(points(np.random.default_rng(0).normal(size=(10, 2))))
