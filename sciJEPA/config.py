@@ -35,13 +35,21 @@ class TrainingConfig:
     steps: int = 1500
     """Optimizer steps of the run."""
     batch_size: int = 32
-    """Windows a step."""
+    """Windows in a batch, over all devices."""
+    accumulate: int = 1
+    """Batches in a step, whose gradients are averaged; statistics are those of a batch."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.05
     """Weight decay of matrices; vectors have none."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end of the run, reached along half a cosine; constant if not given."""
     warmup: float = 0.1
-    """Share of the run in which the learning rate rises linearly; it then falls as a cosine."""
+    """Share of the run in which the learning rate rises linearly."""
+    schedule: str = "cosine"
+    """cosine: the learning rate falls as half a cosine; constant: it falls linearly over the last part of the run."""
+    cooldown: float = 0.2
+    """Share of the run over which a constant learning rate falls at its end."""
     half_life: float = 0.1
     """Half-life of the target encoder's moving average, as a share of the run."""
     clip: float = 1.0
@@ -50,6 +58,16 @@ class TrainingConfig:
     """In a joint run, divide each domain's loss by its value, so that domains that are hard to predict do not rule."""
     precision: str = "auto"
     """float32, bfloat16, or auto: bfloat16 where the processor computes in it."""
+    devices: int = 1
+    """Processes of a machine, each with a GPU where there are GPUs; they share every batch."""
+    compile: bool = False
+    """Compile the transformer blocks; needs a C++ compiler, and pays in long runs."""
+    checkpoint_activations: bool = False
+    """Compute the blocks' activations again in the backward pass: less memory, a third more work."""
+    keep: str = "last"
+    """Which weights become the model: the last ones, or the best: those with the lowest probe error of all rows."""
+    stop_on_collapse: bool = False
+    """End the run when latents have collapsed, and not only warn."""
     checkpoint_every: int = 100
     """Steps between checkpoints; a killed run loses no more than these."""
     log_every: int = 20
@@ -58,7 +76,7 @@ class TrainingConfig:
     """Threads of a process; torch's choice if not given."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
+        for name in ("steps", "batch_size", "accumulate", "devices", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("learning_rate", "half_life", "clip"):
@@ -74,6 +92,14 @@ class TrainingConfig:
             )
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"training.precision must be auto, float32 or bfloat16, got '{self.precision}'.")
+        for name, allowed in (("schedule", ("cosine", "constant")), ("keep", ("last", "best"))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"training.{name} must be {' or '.join(allowed)}, got '{getattr(self, name)}'.")
+        if not 0 <= self.cooldown <= 1 or (self.weight_decay_end or 0) < 0:
+            raise UserError(
+                f"training.cooldown must lie in [0, 1] and weight_decay_end be at least 0, got {self.cooldown} and "
+                f"{self.weight_decay_end}."
+            )
         if not 0 <= self.warmup < 1:
             raise UserError(f"training.warmup must lie in [0, 1), got {self.warmup}; a usual value is 0.1.")
 
@@ -120,6 +146,13 @@ class RunConfig:
             raise UserError(
                 "data.archive and domains are both given; in a joint run every archive has a name under domains."
             )
+        for part in self.parts.values():
+            size = part.batch_size or self.training.batch_size
+            if size % self.training.devices:
+                raise UserError(
+                    f"a batch of {size} windows cannot be shared by {self.training.devices} devices alike; make "
+                    "batch_size a multiple of training.devices."
+                )
         for name in self.domains:
             if not name.isidentifier():
                 raise UserError(f"'{name}' cannot name a domain; use letters, digits and _, as in 'climate'.")

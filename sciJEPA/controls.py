@@ -167,7 +167,7 @@ class Methods:
                     "not there; move it back, or leave mae out with controls='quick' (--controls quick)."
                 )
         # What keeps latents from collapsing has no work where patches are predicted.
-        objective = dataclasses.replace(config.objective, target="mae", variance=0.0, covariance=0.0)
+        objective = dataclasses.replace(config.objective, target="mae", variance=0.0, covariance=0.0, sigreg=0.0)
         return dataclasses.replace(config, objective=objective)
 
     def _mae_config(self) -> str:

@@ -109,7 +109,8 @@ def _pictures(model: Model, path: Path, out: Path) -> None:
     plot_training(pd.read_csv(out / "metrics.csv"), out / "training.png")
     archive, domain = model.open(path)
     start = split_steps(archive, domain.config.data).test[0][0]
-    masker = Masker(model.jepa.tokenizer.grid, model.config.masking, model.config.seed)
+    tokenizer = model.jepa.tokenizer
+    masker = Masker(tokenizer.grid, model.config.masking, model.config.seed, tokenizer.channels_per_token)
     fields, role = mask_picture(model, masker, archive, start)
     plot_mask(fields, role, out / "mask.png")
 

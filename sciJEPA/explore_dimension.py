@@ -46,23 +46,23 @@ def rank(latents: Latents) -> xr.DataArray:
     return xr.DataArray(np.exp(entropy), name="rank", attrs=attributes)
 
 
-def intrinsic_dimension(latents: Latents, *, exclude: str | None = None, components: int = 100) -> xr.DataArray:
+def intrinsic_dimension(latents: Latents, *, apart: str | None = None, components: int = 100) -> xr.DataArray:
     """How many numbers locate a state, from the ratio of the distances to its two nearest neighbours (TwoNN).
 
         mu = r_2 / r_1,   F(mu) = 1 - mu^-d,   d the slope through the origin of -log(1 - F) against log mu
 
-    Neighbours in time are near in latent space whatever its dimension, and would make the answer that of a curve; they
-    do not count as neighbours. Biased low for more than about 10 dimensions; a few hundred states are needed.
+    States must be independent of each other: yesterday and tomorrow are at nearly the same distance from today, which
+    passes for a very high dimension. So choose `apart` beyond the memory of the data, and see whether the answer stays
+    when it is doubled. Biased low for more than about 10 dimensions; a few hundred states are needed.
 
-    Source: Facco et al. 2017, https://doi.org/10.1038/s41598-017-11873-y; neighbours in time: Theiler 1986,
-    https://doi.org/10.1103/PhysRevA.34.2427.
+    Source: Facco et al. 2017, https://doi.org/10.1038/s41598-017-11873-y.
 
     Parameters
     ----------
     latents
         From `embed`, or pooled; at most 2000 evenly spaced times are used.
-    exclude
-        Times within this of a state are no neighbours of it; the window of the latents if not given.
+    apart
+        Only times at least this far from each other are used; the window of the latents if not given.
     components
         Distances are among so many leading principal components.
 
@@ -76,23 +76,32 @@ def intrinsic_dimension(latents: Latents, *, exclude: str | None = None, compone
     """
     scores = principal_components(latents, components)["scores"]
     index = scores.indexes["time"]
-    window = int(latents.attrs.get("window_steps", 0)) if isinstance(latents, xr.Dataset) else 0
-    gap = length_of(exclude or str(window), index)
-    kept = np.unique(np.linspace(0, len(scores) - 1, min(len(scores), MOST_SAMPLES)).round().astype(int))
-    values, hours = scores.to_numpy()[kept], elapsed(index)[kept]
+    window = int(latents.attrs.get("window_steps", 1)) if isinstance(latents, xr.Dataset) else 1
+    kept = _thinned(elapsed(index), length_of(apart or str(window), index))
+    kept = kept[np.unique(np.linspace(0, len(kept) - 1, min(len(kept), MOST_SAMPLES)).round().astype(int))]
+    values = scores.to_numpy()[kept]
     ratios = []
-    for point, hour in zip(values, hours, strict=True):
-        far = np.abs(hours - hour) > gap
-        if far.sum() < 2:
-            continue
-        near = np.partition(((values[far] - point) ** 2).sum(axis=1), 1)[:2]
-        if near[0] > 0:  # two equal states say nothing about the dimension
-            ratios.append(np.sqrt(near[1] / near[0]))
+    for point in values if len(values) > 2 else []:
+        _, first, second = np.partition(((values - point) ** 2).sum(axis=1), (1, 2))[:3]  # the point itself comes first
+        if first > 0:  # two equal states say nothing about the dimension
+            ratios.append(np.sqrt(second / first))
     if len(ratios) < 20:
-        raise UserError(f"{len(ratios)} states have two neighbours in latent space; at least 20 are needed.")
+        raise UserError(
+            f"{len(ratios)} different states are left that are far enough apart in time, at least 20 are needed; give a "
+            "shorter apart, or more latents."
+        )
     ordered = np.sort(np.log(ratios))
     part = int((1 - DISCARDED) * len(ordered))
     reached = -np.log1p(-np.arange(1, part + 1) / len(ordered))
     slope = (ordered[:part] @ reached) / (ordered[:part] @ ordered[:part])
     attributes = {"units": "1", "long_name": "intrinsic dimension (TwoNN)", "states": len(ratios)}
     return xr.DataArray(slope, name="intrinsic_dimension", attrs=attributes)
+
+
+def _thinned(hours: np.ndarray, gap: float) -> np.ndarray:
+    """Numbers of times that are at least `gap` after the one before; each member begins anew."""
+    kept: list[int] = []
+    for number, hour in enumerate(hours):
+        if not kept or hour < hours[kept[-1]] or hour - hours[kept[-1]] >= gap * (1 - 1e-6):
+            kept.append(number)
+    return np.array(kept)

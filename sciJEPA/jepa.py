@@ -16,7 +16,6 @@ from sciJEPA.predictor import Predictor, PredictorConfig
 from sciJEPA.target import MovingAverage, standardise
 from sciJEPA.tokenizers.base import Batch, Tokenizer, Tokens
 
-
 WEIGHTS = {
     "ema": (0.02, 0.001, 0.0),
     "vicreg": (1.0, 0.04, 0.0),
@@ -158,9 +157,7 @@ class JEPA(nn.Module):
         """The encoder whose latents are predicted."""
         return self.encoder if self.objective.gradient else cast(Encoder, self.target.module)
 
-    def forward(
-        self, batch: Batch, plan: MaskPlan, tokenizer: Tokenizer | None = None, *, step: int = 0
-    ) -> StepOutput:
+    def forward(self, batch: Batch, plan: MaskPlan, tokenizer: Tokenizer | None = None, *, step: int = 0) -> StepOutput:
         """Loss of one batch of one domain under one mask plan.
 
         `tokenizer` is that of another archive of the batch's domain, where it is not the one of training; `step` is the
@@ -181,10 +178,17 @@ class JEPA(nn.Module):
             branches.append((encoded, plan.target, wanted.seen))
         terms = [self._regularise(*branch, tokenizer.grid, step) for branch in branches]
         prediction = prediction_distance(predicted, target, wanted.weight, distance=self.objective.distance)
-        parts = [torch.stack(part).mean() for part in zip(*terms, strict=True)]
-        total = prediction + sum(weight * part for weight, part in zip(self.objective.weights, parts, strict=True))
+        variance, covariance, sigreg = (torch.stack(part).mean() for part in zip(*terms, strict=True))
+        weights = self.objective.weights
+        total = prediction + weights[0] * variance + weights[1] * covariance + weights[2] * sigreg
         return StepOutput(
-            LossTerms(prediction, *parts, total), latents, target, predicted, encoded, visible.seen, wanted.seen
+            LossTerms(prediction, variance, covariance, sigreg, total),
+            latents,
+            target,
+            predicted,
+            encoded,
+            visible.seen,
+            wanted.seen,
         )
 
     def _regularise(

@@ -59,7 +59,7 @@ def describe_run(config: RunConfig) -> dict[str, Any]:
 def _describe_domain(config: RunConfig, name: str, part: DomainConfig, archive: Archive, jepa: JEPA) -> dict[str, Any]:
     """Windows, tokens and FLOPs of one domain."""
     splits, tokenizer, length = split_steps(archive, part.data), jepa.tokenizers[name], part.data.window
-    masker = Masker(tokenizer.grid, part.masking, config.seed)
+    masker = Masker(tokenizer.grid, part.masking, config.seed, tokenizer.channels_per_token)
     windows = {
         split: len(window_starts(archive, getattr(splits, split), length)) for split in ("train", "validation", "test")
     }
@@ -112,11 +112,12 @@ def _step_flops(jepa: JEPA, masker: Masker, domain: str, strategy: str) -> float
     scope = masker.grid.count if strategy == "forecast" else past
     if strategy == "forecast" and jepa.objective.scope == "future":
         scope -= past
-    passes = {"ema": 1, "online": 3, "mae": 0}[jepa.objective.target]  # a target with gradient goes backward as well
+    passes = 3 if jepa.objective.gradient else 1  # a target with gradient goes backward as well
+    passes = 0 if jepa.objective.target == "mae" else passes
     patch = target_values(jepa.tokenizers[domain])
     predictor, width = jepa.predictor, jepa.predictor.enter.out_features
     per_block = 2 * targets * 10 * width**2 + 2 * context * 2 * width**2 + 4 * targets * context * width
-    out = patch if jepa.objective.target == "mae" else jepa.encoder.width
+    out = patch if jepa.objective.target == "mae" else jepa.encoder.width * len(jepa.objective.layers)
     ends = 2 * context * jepa.encoder.width * width + 2 * targets * width * out
     forward = _encoder_flops(jepa.encoder, context, patch) + len(predictor.blocks) * per_block + ends
     return 3 * forward + passes * _encoder_flops(jepa.encoder, scope, patch)

@@ -2,49 +2,47 @@
 
 Arrives: a `RunConfig`. Leaves: a run folder with the resolved configuration, versions, metrics, checkpoints and the
 model. Batches, masks and schedules are functions of the step, so a run that was killed and resumed ends at the same
-weights, bit for bit on a CPU. We decided against Lightning's epochs (a run is one stream of batches), its checkpoint
-names (one file, replaced atomically) and its loggers (one tidy CSV that a resumed run continues).
+weights, bit for bit on a CPU. Several processes share every batch, and their losses are sums over all of it, so their
+number changes nothing but rounding. We decided against Lightning's epochs (a run is one stream of batches), and against
+its way of starting processes, which runs the calling script again in each of them.
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
+import functools
 import json
 import logging
-import math
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from tqdm import tqdm
+from pytorch_lightning.strategies import DDPStrategy
+from torch.utils.checkpoint import checkpoint
 
 from sciJEPA.archive import Archive
+from sciJEPA.callbacks import AtomicFile, Bar, Best, Checkpoint, Item, Metrics, write_whole
 from sciJEPA.config import RunConfig, config_to_yaml
+from sciJEPA.distributed import first, launch, launched, touch
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Domain, Model, build_jepa, load, tokenizers_of
 from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.loader import BatchStream, WindowReader
 from sciJEPA.losses import LossTerms
-from sciJEPA.masking import Masker, MaskPlan
-from sciJEPA.monitor import diagnose, warn_of_collapse
+from sciJEPA.masking import Masker
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import open_configured, precision, versions
 from sciJEPA.samples import DataConfig, Splits, split_steps, window_starts
 from sciJEPA.saved_statistics import read_statistics
+from sciJEPA.schedules import learning_rate_factor, weight_decay_at
 from sciJEPA.target import momentum
-from sciJEPA.tokenizers.base import Batch
 
 VALIDATION_BATCHES = 4
-Item = tuple[Batch, MaskPlan]
-"""A batch of one domain and its masks."""
 
 
 def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False, progress: bool = True) -> Model:
@@ -68,28 +66,82 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     """
     out = Path(out)
     resolved = config_to_yaml(_resolved(config))
-    _check_folder(out, resolved, resume)
+    if first():
+        _check_folder(out, resolved, resume)
     if (out / "model").is_dir():
         return load(out)
+    if config.training.devices > 1 and not launched():
+        _check_devices(config.training.devices)
+        launch(config.training.devices, _process, config, str(out), resume, progress)
+        return load(out)
+    return _train(config, out, resolved, progress)
+
+
+def _process(config: RunConfig, out: str, resume: bool, progress: bool) -> None:
+    """What each of several processes does."""
+    pretrain(config, out, resume=resume, progress=progress)
+
+
+def _train(config: RunConfig, out: Path, resolved: str, progress: bool) -> Model:
+    """A run, or this process's share of it."""
     archives = open_configured(config)
     jepa = build_jepa(config, tokenizers_of(archives, config))
     parts = {name: _Part.of(name, config, archives[name], jepa) for name in config.parts}
     data = _Batches(config, parts)
     domains = {name: part.domain for name, part in parts.items()}
     model = Model(jepa, domains, config, _provenance(out, archives))
+    if config.objective.target == "salt":
+        _take_teacher(model, _teacher(config, out, progress))
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    _write_whole(out / "config.yaml", resolved)
-    _write_whole(out / "versions.json", json.dumps(versions(), indent=1) + "\n")
-    last = out / "checkpoints" / "last.ckpt"
-    with _settings(config):
+    if first():
+        write_whole(out / "config.yaml", resolved)
+        write_whole(out / "versions.json", json.dumps(versions(), indent=1) + "\n")
+    last, best = out / "checkpoints" / "last.ckpt", out / "checkpoints" / "best.safetensors"
+    with _settings(config), _accelerated(jepa, config):
         trainer = _trainer(config, out, data, progress)
         trainer.fit(_Run(jepa, config), datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     jepa.eval()
     if trainer.is_global_zero:
+        if config.training.keep == "best":
+            Best.restore(best, jepa)
         model.save(out / "model")
+    trainer.strategy.barrier()
     return model
+
+
+def _teacher(config: RunConfig, out: Path, progress: bool) -> Model:
+    """The model whose encoder is the frozen teacher; one that is trained here is a run of its own in the folder."""
+    objective = config.objective
+    if objective.teacher is not None:
+        return load(objective.teacher)
+    alone = dataclasses.replace(
+        objective, target="mae", teacher_steps=0, layers=(-1,), variance=0.0, covariance=0.0, sigreg=0.0
+    )
+    training = dataclasses.replace(config.training, steps=objective.teacher_steps, keep="last")
+    folder = out / "teacher"
+    stage = dataclasses.replace(config, objective=alone, training=training)
+    pretrain(stage, folder, resume=folder.exists(), progress=progress)
+    return load(folder)
+
+
+def _take_teacher(model: Model, teacher: Model) -> None:
+    """Make the teacher's encoder the target; refused where it has another shape or other statistics."""
+    same = teacher.domains.keys() == model.domains.keys() and all(
+        np.array_equal(getattr(teacher.domains[name].normalizer, part), getattr(domain.normalizer, part))
+        for name, domain in model.domains.items()
+        for part in ("coefficients", "spread")
+    )
+    weights = teacher.jepa.target.module.state_dict()
+    own = model.jepa.target.module.state_dict()
+    alike = weights.keys() == own.keys() and all(weights[key].shape == own[key].shape for key in own)
+    if not (same and alike):
+        raise UserError(
+            f"the teacher {teacher.id} does not fit: its {'encoder' if same else 'domains or statistics'} differ from "
+            "those of this run; a teacher needs the same archive, splits, tokenizer and encoder."
+        )
+    model.jepa.target.module.load_state_dict(weights)
 
 
 @dataclass(frozen=True)
@@ -114,7 +166,7 @@ class _Part:
         spec = part.tokenizer.describe(archive, part.data.window, part.data.context)
         domain = Domain.of(name, part, spec, normalizer, [channel.units for channel in archive.channels])
         reader = WindowReader(archive, normalizer, memory_mb=part.data.memory_mb)
-        masker = Masker(tokenizer.grid, part.masking, config.seed)
+        masker = Masker(tokenizer.grid, part.masking, config.seed, tokenizer.channels_per_token)
         return cls(domain, reader, masker, splits, part.batch_size or config.training.batch_size, config.seed)
 
     def stream(self, batches: int) -> BatchStream:
@@ -148,14 +200,20 @@ class _Run(lightning.LightningModule):
         self.weight = momentum(config.training.half_life, config.training.steps)
         self.weights = {name: part.weight for name, part in config.parts.items()}
         self.outputs: dict[str, StepOutput] = {}
+        self.stepped = False
+        """Whether the last batch completed an optimizer step."""
 
     def training_step(self, batch: list[Item], index: int) -> torch.Tensor:
         """Sum over domains of weight times loss, over the sum of the weights: every step has a batch of each."""
-        self.outputs = {data.domain: self.jepa(data, plan) for data, plan in batch}
+        self.stepped = False
+        self.outputs = {data.domain: self.jepa(data, plan, step=self.global_step) for data, plan in batch}
         if len(batch) == 1:
-            return next(iter(self.outputs.values())).terms.total
-        losses = [self.weights[name] * self.balanced(output.terms) for name, output in self.outputs.items()]
-        return torch.stack(losses).sum() / sum(self.weights.values())
+            loss = next(iter(self.outputs.values())).terms.total
+        else:
+            losses = [self.weights[name] * self.balanced(output.terms) for name, output in self.outputs.items()]
+            loss = torch.stack(losses).sum() / sum(self.weights.values())
+        # Weights of missing values and hidden channels meet no data in some steps.
+        return touch(loss, self.jepa.encoder.domains.parameters())
 
     def balanced(self, terms: LossTerms) -> torch.Tensor:
         """The loss over its own value: domains pull alike, however hard each is to predict."""
@@ -164,14 +222,22 @@ class _Run(lightning.LightningModule):
         return terms.total / terms.prediction.detach().clamp_min(1e-3)
 
     def transfer_batch_to_device(self, batch: list[Item], device: torch.device, dataloader_idx: int) -> list[Item]:
-        return [
-            (data.to(device), MaskPlan(plan.context.to(device), plan.target.to(device), plan.strategy))
-            for data, plan in batch
-        ]
+        return [(data.to(device), plan.to(device)) for data, plan in batch]
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.jepa.target.update(self.jepa.encoder, self.weight)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        training = self.training_config
+        optimizer.param_groups[0]["weight_decay"] = weight_decay_at(
+            self.global_step, training.steps, training.weight_decay, training.weight_decay_end
+        )
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.stepped = True
+        if self.jepa.objective.target != "salt":
+            self.jepa.target.update(self.jepa.encoder, self.weight)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        # Lightning refuses to clip for a fused optimizer, out of care for float16, which we do not use.
+        learned = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learned, self.training_config.clip)
 
     def configure_optimizers(self) -> Any:
         training = self.training_config
@@ -180,21 +246,14 @@ class _Run(lightning.LightningModule):
             {"params": [p for p in learned if p.ndim > 1], "weight_decay": training.weight_decay},
             {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, training.steps, training.warmup)
-        )
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
+        factor = functools.partial(
+            learning_rate_factor, steps=training.steps, warmup=training.warmup, schedule=training.schedule,
+            cooldown=training.cooldown,
+        )  # fmt: skip
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over the first `warmup` of the run, times half a cosine over all of it.
-
-    >>> [round(learning_rate_factor(step, 100, 0.1), 3) for step in (0, 9, 50, 100)]
-    [0.1, 0.98, 0.5, 0.0]
-    """
-    rise = min(1.0, (step + 1) / max(1.0, warmup * steps))
-    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 class _Batches(lightning.LightningDataModule):
@@ -202,8 +261,8 @@ class _Batches(lightning.LightningDataModule):
 
     def __init__(self, config: RunConfig, parts: Mapping[str, _Part]) -> None:
         super().__init__()
-        self.parts, self.first = parts, 0
-        self.streams = {name: part.stream(config.training.steps) for name, part in parts.items()}
+        self.parts, self.first, self.per_step = parts, 0, config.training.accumulate
+        self.streams = {name: part.stream(config.training.steps * self.per_step) for name, part in parts.items()}
 
     def train_dataloader(self) -> "_Together":
         assert self.trainer is not None
@@ -217,7 +276,7 @@ class _Batches(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         assert self.trainer is not None
-        return {"batches": self.trainer.global_step}
+        return {"batches": self.trainer.global_step * self.per_step}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.first = state_dict["batches"]
@@ -242,131 +301,29 @@ class _Together:
                 ]
 
 
-class _Metrics(lightning.Callback):
-    """Writes metrics.csv; a resumed run drops the rows after its checkpoint and goes on."""
-
-    def __init__(self, path: Path, config: RunConfig, data: _Batches) -> None:
-        self.path, self.config, self.data = path, config, data
-        self.warned = False
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.validation = {name: part.validation() for name, part in self.data.parts.items()}
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                whole = [row for row in csv.DictReader(file) if None not in row.values()]
-            rows = [row for row in whole if int(row["step"]) <= trainer.global_step]
-            _write_whole(self.path, _csv(rows, header=True))
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
-        step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.config.training.log_every and step != self.config.training.steps):
-            return
-        loss = sum(float(output.terms.total.detach()) for output in pl_module.outputs.values())
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}; lower training.learning_rate "
-                f"(now {self.config.training.learning_rate:g}) or use training.precision float32."
-            )
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        numbers: dict[str, Any] = {"step": step, "learning_rate": rate}
-        joint = len(pl_module.outputs) > 1
-        if joint:
-            numbers["loss"] = loss / len(pl_module.outputs)
-        for name, output in pl_module.outputs.items():
-            own = {**diagnose(output), "validation_loss": self._validation_loss(pl_module, name)}
-            if not self.warned and step >= self.config.training.warmup * self.config.training.steps:
-                self.warned = warn_of_collapse(own, step)
-            numbers |= {f"{name}.{key}": value for key, value in own.items()} if joint else own
-        header = not self.path.exists() or not self.path.stat().st_size
-        with self.path.open("a", newline="") as file:
-            file.write(_csv([numbers], header=header))
-
-    @torch.no_grad()
-    def _validation_loss(self, pl_module: Any, domain: str) -> float:
-        losses = []
-        for item in self.validation[domain]:
-            (moved,) = pl_module.transfer_batch_to_device([item], pl_module.device, 0)
-            with pl_module.trainer.precision_plugin.forward_context():
-                losses.append(float(pl_module.jepa(*moved).terms.prediction))
-        return sum(losses) / len(losses) if losses else math.nan
-
-
-def _csv(rows: list[dict[str, Any]], *, header: bool) -> str:
-    """Rows as text; nothing for no rows."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [])
-    if rows and header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-class _Checkpoint(lightning.Callback):
-    """One checkpoint at regular steps, in place of the one before."""
-
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self.path, self.every, self.steps = path, config.training.checkpoint_every, config.training.steps
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        if trainer.global_step % self.every == 0 or trainer.global_step == self.steps:
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-
-class _AtomicFile(TorchCheckpointIO):
-    """Writes beside the file and renames: a kill in mid-write leaves the one before.
-
-    Lightning's own goes by way of the system's temporary folder, which may be small.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        # By way of memory: torch's own writer does not say that a disk is full.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        partial = Path(path).with_suffix(".partial")
-        partial.write_bytes(content.getbuffer())
-        os.replace(partial, path)
-
-
-class _Bar(lightning.Callback):
-    """A progress bar on stderr; silent where nobody is watching."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.bar = tqdm(
-            total=self.config.training.steps, initial=trainer.global_step, desc="pretrain", unit="step",
-            disable=None if trainer.is_global_zero else True, file=sys.stderr,
-        )  # fmt: skip
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *args: Any) -> None:
-        self.bar.update(1)
-        if trainer.global_step % self.config.training.log_every == 0:
-            losses = [float(output.terms.total.detach()) for output in pl_module.outputs.values()]
-            self.bar.set_postfix(loss=" ".join(f"{loss:.3f}" for loss in losses), refresh=False)
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
-
-
 def _trainer(config: RunConfig, out: Path, data: _Batches, progress: bool) -> lightning.Trainer:
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    validation = {name: part.validation() for name, part in data.parts.items()} if first() else {}
+    best = out / "checkpoints" / "best.safetensors" if config.training.keep == "best" else None
     callbacks: list[lightning.Callback] = [
-        _Metrics(out / "metrics.csv", config, data),
-        _Checkpoint(out / "checkpoints" / "last.ckpt", config),
+        Metrics(out / "metrics.csv", config, validation, best),
+        Checkpoint(out / "checkpoints" / "last.ckpt", config),
     ]
     if progress:
-        callbacks.append(_Bar(config))
+        callbacks.append(Bar(config))
+    devices = config.training.devices if launched() else 1
     return lightning.Trainer(
         max_steps=config.training.steps,
         accelerator="auto",
-        devices=1,
+        devices=devices,
+        num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // devices),
+        strategy=DDPStrategy() if devices > 1 else "auto",
+        accumulate_grad_batches=config.training.accumulate,
         precision="bf16-mixed" if precision(config) == "bfloat16" else "32-true",
         gradient_clip_val=config.training.clip,
         callbacks=callbacks,
-        plugins=[_AtomicFile()],
+        plugins=[AtomicFile()],
         default_root_dir=out,
         logger=False,
         enable_checkpointing=False,
@@ -390,11 +347,33 @@ def _check_folder(out: Path, resolved: str, resume: bool) -> None:
         )
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the one before, or none."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, newline="")
-    os.replace(partial, path)
+def _check_devices(devices: int) -> None:
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < devices:
+        raise UserError(f"training.devices asks for {devices} GPUs, but this machine has {gpus}; ask for no more.")
+
+
+@contextlib.contextmanager
+def _accelerated(jepa: JEPA, config: RunConfig) -> Iterator[None]:
+    """Blocks compiled, or their activations computed again in the backward pass, while the run lasts."""
+    training = config.training
+    trained = [*jepa.encoder.blocks, *jepa.predictor.blocks]
+    if training.checkpoint_activations:
+        for block in trained:
+            # An attribute of the block that hides its class's method.
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    frozen = [block for block in jepa.target.module.modules() if type(block) is type(jepa.encoder.blocks[0])]
+    compiled = [*trained, *frozen] if training.compile else []
+    for block in compiled:
+        block.compile()
+    try:
+        yield
+    finally:
+        for block in compiled:
+            block._compiled_call_impl = None
+        if training.checkpoint_activations:
+            for block in trained:
+                del block.forward
 
 
 @contextlib.contextmanager
@@ -416,13 +395,16 @@ def _settings(config: RunConfig) -> Iterator[None]:
 def _resolved(config: RunConfig) -> RunConfig:
     """The configuration with what depends on this machine and folder spelled out: archive paths and precision."""
 
+    def whole_path(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
     def whole(data: DataConfig) -> DataConfig:
-        path = str(Path(data.archive).resolve()) if Path(data.archive).exists() else data.archive
-        return dataclasses.replace(data, archive=path)
+        return dataclasses.replace(data, archive=whole_path(data.archive) or "")
 
     return dataclasses.replace(
         config,
         data=whole(config.data) if config.data.archive else config.data,
+        objective=dataclasses.replace(config.objective, teacher=whole_path(config.objective.teacher)),
         domains={n: dataclasses.replace(part, data=whole(part.data)) for n, part in config.domains.items()},
         training=dataclasses.replace(config.training, precision=precision(config)),
     )

@@ -11,14 +11,12 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sciJEPA.baselines import fields
-from sciJEPA.encoder import Encoder
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Domain, Model
 from sciJEPA.labelling import issue_steps, valid_times
@@ -90,7 +88,7 @@ class Carrier:
         tokens = self.problem.domain.tokenizer(self._named(batch))
         past = self.problem.domain.tokenizer.grid.context_times * self.places
         scope = tokens.span(past if jepa.objective.scope == "future" else 0, None)
-        encoder = cast(Encoder, jepa.target.module) if jepa.objective.target == "ema" else jepa.encoder
+        encoder = jepa.target_encoder
         with torch.inference_mode():
             return encoder(scope).float().cpu(), scope.seen
 
@@ -171,8 +169,9 @@ class LatentRollout:
     @staticmethod
     def possible(model: Model, domain: Domain) -> bool:
         """Whether the model's predictor predicts latents of times to come."""
-        data, masking = domain.config.data, domain.config.masking
-        return model.jepa.objective.target != "mae" and data.window > data.context and masking.forecast > 0
+        data, masking, objective = domain.config.data, domain.config.masking, model.jepa.objective
+        own = objective.target in ("ema", "vicreg", "sigreg") and objective.layers == (-1,)
+        return own and data.window > data.context and masking.forecast > 0 and not masking.horizons
 
     @classmethod
     def fit(cls, problem: Problem, model: Model) -> "LatentRollout":
@@ -181,7 +180,8 @@ class LatentRollout:
         if not cls.possible(model, problem.domain):
             raise UserError(
                 "latent_rollout needs a model whose predictor predicts latents of times to come: one trained with "
-                "data.window above data.context, masking.forecast above 0, and another objective.target than mae."
+                "data.window above data.context, masking.forecast above 0 without horizons, and targets that are its own "
+                "last block: objective.target ema, vicreg or sigreg."
             )
         splits, further = split_steps(problem.archive, data), max(data.window - data.context, *problem.leads)
         train, validation = (

@@ -1,4 +1,4 @@
-"""Step of a run -> learning rate and weight decay; every schedule counts optimizer steps and depends on nothing else."""
+"""Step of a run -> learning rate and weight decay: functions of the optimizer step and of nothing else."""
 
 import math
 

@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from sciJEPA.encoder import Encoder
+from sciJEPA.encoder import Attention, Encoder
 from sciJEPA.jepa import JEPA
 from sciJEPA.masking import MaskPlan, TokenGrid
 from sciJEPA.monitor import content
@@ -23,7 +23,7 @@ ATTENDING = 4
 """Windows whose attention is looked at."""
 SHRINKAGE = 1e-2
 """Strength of the online probe's ridge, relative to the mean variance of a feature."""
-FLOAT = 1e-12
+SMALLEST = 1e-12
 
 
 @torch.no_grad()
@@ -68,11 +68,12 @@ def attention_entropy(encoder: Encoder, tokens: Tokens) -> float:
     """
     found: list[Tensor] = []
 
-    def look(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def look(attention: Attention, inputs: tuple[Tensor, ...]) -> None:
         x, _, seen = inputs
-        found.append(attention.entropy(x[:ATTENDING], None if seen is None else seen[:ATTENDING]))
+        found.append(attention.entropy(x, seen))
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in encoder.blocks]
+    attentions = [part for part in encoder.blocks.modules() if isinstance(part, Attention)]
+    hooks = [attention.register_forward_pre_hook(look) for attention in attentions]
     try:
         few = torch.arange(min(ATTENDING, len(tokens.values)), device=tokens.values.device)
         encoder(tokens.samples(few))
@@ -97,7 +98,7 @@ def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid:
     features, half = latents[:, last : last + per_time].double(), windows // 2
     train, test = slice(None, half), slice(half, None)
     mean = features[train].mean(dim=(0, 1))
-    deviation = features[train].flatten(0, 1).std(dim=0).clamp_min(FLOAT)
+    deviation = features[train].flatten(0, 1).std(dim=0).clamp_min(SMALLEST)
     inputs = (features - mean) / deviation
     rows, wanted = inputs[train].flatten(0, 1), (truth * weight)[train].flatten(0, 1)
     strength = SHRINKAGE * len(rows) * torch.eye(rows.shape[1]).to(rows)
@@ -105,7 +106,7 @@ def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid:
     solution = torch.linalg.solve(rows.T @ rows + strength, rows.T @ wanted)
     error = ((inputs[test] @ solution - truth[test]) * weight[test]).pow(2).sum()
     size = (truth[test] * weight[test]).pow(2).sum()
-    return float((error / size.clamp_min(FLOAT)).sqrt())
+    return float((error / size.clamp_min(SMALLEST)).sqrt())
 
 
 def _observed(tokens: Tokens) -> Tensor:

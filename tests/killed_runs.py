@@ -36,23 +36,23 @@ def die_at(moment: str) -> None:
         return count[0] < 0
 
     if what == "after row":
-        whole_row = home._Metrics.on_train_batch_end
+        whole_row = home.Metrics.on_train_batch_end
 
         def row(self: Any, trainer: Any, *rest: Any) -> None:
             whole_row(self, trainer, *rest)
             if trainer.global_step == int(number):
                 die()
 
-        home._Metrics.on_train_batch_end = row  # type: ignore[method-assign]
+        home.Metrics.on_train_batch_end = row  # type: ignore[method-assign]
     elif what == "after step":
-        whole_step = home._Checkpoint.on_train_batch_end
+        whole_step = home.Checkpoint.on_train_batch_end
 
         def step(self: Any, trainer: Any, *rest: Any) -> None:
             whole_step(self, trainer, *rest)
             if trainer.global_step == int(number):
                 die()
 
-        home._Checkpoint.on_train_batch_end = step  # type: ignore[method-assign]
+        home.Checkpoint.on_train_batch_end = step  # type: ignore[method-assign]
     elif what == "in checkpoint":
         write = Path.write_bytes
 

@@ -21,7 +21,12 @@ from sciJEPA.synthetic import travelling_waves
 ROOT = Path(__file__).resolve().parent.parent
 DATASETS = sorted(ROOT.glob("datasets/*/"))
 # conda-forge's names where they differ from PyPI's
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "build": "python-build"}
+CONDA_NAMES = {
+    "zlib-ng": "python-zlib-ng",
+    "torch": "pytorch",
+    "matplotlib": "matplotlib-base",
+    "build": "python-build",
+}
 COMPROMISED = ("2.6.2", "2.6.3")
 
 

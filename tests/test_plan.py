@@ -38,7 +38,7 @@ def test_describe_run_reads_no_field(waves: Path, monkeypatch: pytest.MonkeyPatc
     describe_run(tiny_config(waves))
 
 
-@pytest.mark.parametrize("target", ["ema", "online", "mae"])
+@pytest.mark.parametrize("target", ["ema", "vicreg", "sigreg", "mae"])
 @pytest.mark.parametrize(
     "masking",
     [{"forecast": 1, "blocks": 0}, {"forecast": 0, "blocks": 1}, {"forecast": 0, "blocks": 0, "random": 1}],
