@@ -18,10 +18,14 @@ TITLES = {
     "persistence": "persistence",
     "damped_persistence": "damped persistence",
     "eof_ridge": "EOF + ridge",
+    "pca": "PCA of patches + ridge",
     "raw_ridge": "ridge on the raw window",
     "random_init": "untrained encoder + ridge",
+    "mae": "masked autoencoder + ridge",
+    "supervised": "supervised, end to end",
     "jepa_online": "JEPA, online encoder + ridge",
     "jepa_target": "JEPA, target encoder + ridge",
+    "latent_rollout": "JEPA, latent rollout",
 }
 
 
@@ -31,10 +35,10 @@ def run_seeds(archive: str, config: str, out: Path, seeds: list[int]) -> pd.Data
     for seed in seeds:
         run = out / f"seed-{seed}"
         settings = sciJEPA.load_config(config, {"data.archive": archive, "seed": seed})
-        model = sciJEPA.pretrain(settings, run, resume=run.exists())
+        sciJEPA.pretrain(settings, run, resume=run.exists())
         scores = run / "probe" / "scores.csv"
         if not scores.exists():
-            sciJEPA.probe(model, archive, lead=["1D", "2D", "3D", "5D"], out=run / "probe")
+            sciJEPA.probe(run, archive, lead=["1D", "2D", "3D", "5D"], out=run / "probe")
         tables.append(pd.read_csv(scores).assign(seed=seed))
     return pd.concat(tables, ignore_index=True)
 
@@ -45,6 +49,8 @@ def table(scores: pd.DataFrame) -> str:
     leads = list(dict.fromkeys(ratios["lead"]))
     lines = ["| RMSE / climatology | " + " | ".join(leads) + " |", "| --- |" + " --- |" * len(leads)]
     for method, title in TITLES.items():
+        if method not in set(ratios["method"]):
+            continue
         cells = []
         for lead in leads:
             values = ratios.loc[(ratios["method"] == method) & (ratios["lead"] == lead), "value"]

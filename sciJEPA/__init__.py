@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sciJEPA.panel import probe
     from sciJEPA.prepare import prepare
     from sciJEPA.pretrain import pretrain
+    from sciJEPA.protocols import protocol
     from sciJEPA.report import report
     from sciJEPA.verification import score
 
@@ -44,6 +45,7 @@ _HOME = {
     "prepare": "prepare",
     "pretrain": "pretrain",
     "probe": "panel",
+    "protocol": "protocols",
     "report": "report",
     "score": "verification",
     "skill": "forecast",
@@ -68,6 +70,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "probe",
+    "protocol",
     "report",
     "score",
     "skill",

@@ -22,6 +22,8 @@ from sciJEPA.probes import BLOCK_ROWS, Ridge, Rows
 from sciJEPA.tokenizers.base import Tokenizer
 
 EOF_NUMBERS = (10, 20, 40, 80, 160)
+LARGEST_GRAM, LARGEST_ROWS = 4096, 2**27
+"""Functions come from a Gram matrix no larger than this, and from rows in memory of no more values than this."""
 PATCHES = 2**16
 """Principal axes of patches come from at most about so many, evenly spaced in time."""
 
@@ -226,8 +228,12 @@ class EOFRidge:
 def leading_patterns(rows: Rows, train: np.ndarray, scale: np.ndarray, count: int) -> np.ndarray:
     """Leading principal axes of rows times `scale`, multiplied by `scale` again: rows @ result gives the components.
 
-    Shape (width, count). Solved through the smaller Gram matrix.
+    Shape (width, count). Solved through the smaller Gram matrix, or by subspace iteration where that, or the rows,
+    would be too large for memory.
     """
+    in_memory = rows.width <= len(train) or len(train) * rows.width <= LARGEST_ROWS
+    if min(rows.width, len(train)) > LARGEST_GRAM or not in_memory:
+        return principal_axes(rows, train, count, scale=scale).axes * scale[:, None]
     mean = np.zeros(rows.width)
     for first in range(0, len(train), BLOCK_ROWS):
         mean += rows.read(train[first : first + BLOCK_ROWS]).sum(axis=0, dtype=np.float64) / len(train)

@@ -41,14 +41,21 @@ class Metrics(lightning.Callback):
     ----------
     validation
         A few batches of every domain that is not trained on.
+    untrained
+        Probe error of every domain with the encoder that the run starts from.
     best
         Where the weights with the lowest probe error are kept; None to keep none.
     """
 
     def __init__(
-        self, path: Path, config: RunConfig, validation: Mapping[str, Sequence[Item]], best: Path | None
+        self,
+        path: Path,
+        config: RunConfig,
+        validation: Mapping[str, Sequence[Item]],
+        untrained: Mapping[str, float],
+        best: Path | None,
     ) -> None:
-        self.path, self.config, self.validation = path, config, validation
+        self.path, self.config, self.validation, self.untrained = path, config, validation, untrained
         self.best = None if best is None else Best(best)
         self.warned = False
 
@@ -88,13 +95,13 @@ class Metrics(lightning.Callback):
         numbers: dict[str, Any] = {"step": step, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
         joint, collapsed, errors = len(outputs) > 1, False, []
         if joint:
-            numbers["loss"] = sum(float(output.terms.total) for output in outputs.values()) / len(outputs)
+            numbers["loss"] = sum(float(output.terms.total.detach()) for output in outputs.values()) / len(outputs)
         for name, output in outputs.items():
             batches = pl_module.transfer_batch_to_device(self.validation[name], pl_module.device, 0)
             own = diagnose(output) | validate(pl_module.jepa, batches, trainer.precision_plugin.forward_context)
             errors.append(own["probe_error"])
             if step >= training.warmup * training.steps and not (self.warned and not training.stop_on_collapse):
-                collapsed |= warn_of_collapse(_taken(own), step, self.config.objective.target)
+                collapsed |= warn_of_collapse(_taken(own), step, self.config.objective.target, self.untrained[name])
             numbers |= {f"{name}.{key}": value for key, value in own.items()} if joint else own
         self.warned |= collapsed
         if self.best is not None:

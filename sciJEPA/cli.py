@@ -199,6 +199,19 @@ def _report(options: argparse.Namespace) -> str:
     return str(report(options.run_folder, out=options.page, archive=options.archive, domain=options.domain))
 
 
+def _protocol(options: argparse.Namespace) -> str:
+    from sciJEPA.protocols import protocol
+
+    if options.out is not None:
+        _check_place(options.out)
+    given = {"horizons": options.horizon, "look_back": options.look_back} if options.name == "ett" else {}
+    further = {name: value for name, value in given.items() if value is not None}
+    rows = protocol(options.name, options.archive, options.run_folder, out=options.out, seed=options.seed, **further)
+    if options.json:
+        return to_json({"scores": rows.to_dict("records")})
+    return rows.drop(columns=["archive", "seed"]).to_string(index=False, float_format="{:.4f}".format)
+
+
 def _demo(options: argparse.Namespace) -> str:
     _check_place(options.out)
     from sciJEPA.demo import demo
@@ -344,6 +357,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     verb.add_argument("--archive", metavar="PATH", help="the run's archive, where it has moved since")
     verb.add_argument("--domain", metavar="NAME", help="which domain of a joint model (default: the first)")
 
+    verb = add("protocol", _protocol, "a published protocol: ett, weatherbench or well", as_json=True)
+    verb.add_argument("name", choices=("ett", "weatherbench", "well"), metavar="NAME", help="ett, weatherbench or well")
+    verb.add_argument("archive", metavar="ARCHIVE", help="the archive that the protocol is about")
+    verb.add_argument("--run", dest="run_folder", metavar="RUN", help="folder of a run to judge (ett works without)")
+    verb.add_argument("--horizon", type=_counts, metavar="96,720", help="of ett: rows ahead (default: all six)")
+    verb.add_argument("--look-back", type=_count, metavar="N", help="of ett: rows the raw ridge sees (default: 512)")
+    verb.add_argument("--out", type=Path, metavar="SCORES.csv", help="file to write")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the intervals (default: 0)")
+
     verb = add("demo", _demo, "the whole path on a small archive: simulate, pretrain, embed, probe")
     verb.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     verb.add_argument("--archive", metavar="PATH", help="an archive of your own in place of the simulated one")
@@ -396,6 +418,10 @@ def _count(text: str) -> int:
     if not text.strip().lstrip("-").isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got '{text}'")
     return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in _names(text)]
 
 
 def _take_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

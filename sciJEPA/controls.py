@@ -29,6 +29,7 @@ from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, random_model
 from sciJEPA.index_probes import KINDS
 from sciJEPA.labelling import latent_rows, latest_tokens
+from sciJEPA.leakage import refuse_hindsight
 from sciJEPA.panel_cache import Cache
 from sciJEPA.problem import Problem
 from sciJEPA.rollout import LatentRollout
@@ -146,6 +147,7 @@ class Methods:
         return pretrain(config, out, resume=out.exists(), progress=self.progress)
 
     def _fit(self, kind: str, latents: xr.Dataset) -> Forecaster:
+        refuse_hindsight(latents)
         tokens = latest_tokens(latents).sizes["token"]
         return self.problem.fit(KINDS[kind](tokens, self.problem.seed), latent_rows([latents], self.problem.archive))
 

@@ -87,7 +87,7 @@ def intrinsic_dimension(latents: Latents, *, apart: str | None = None, component
             ratios.append(np.sqrt(second / first))
     if len(ratios) < 20:
         raise UserError(
-            f"{len(ratios)} different states are left that are far enough apart in time, at least 20 are needed; give a "
+            f"{len(ratios)} different states are far enough apart in time, at least 20 are needed; give a "
             "shorter apart, or more latents."
         )
     ordered = np.sort(np.log(ratios))

@@ -37,10 +37,10 @@ class Fields:
     def read(self, steps: np.ndarray) -> np.ndarray:
         """Fields of these steps, shape (steps, V, *space), physical units."""
         batch = self._reader.read(steps, 1)
-        spread = self._normalizer.spread.reshape(-1, *(1,) * len(self.archive.shape))
-        values = batch.values.numpy()[:, :, 0] * spread
-        if not self.anomaly:
-            values = values + self._normalizer.climatology(self.archive.time[steps])
+        time = self.archive.time[steps]
+        values = self._normalizer.invert(batch.values.numpy()[:, :, 0], time)
+        if self.anomaly:
+            values = values - self._normalizer.centre(time)
         return values if batch.observed is None else np.where(batch.observed.numpy()[:, :, 0], values, np.nan)
 
     def label(self, values: np.ndarray, dim: str) -> xr.Dataset:

@@ -181,15 +181,8 @@ class JEPA(nn.Module):
         variance, covariance, sigreg = (torch.stack(part).mean() for part in zip(*terms, strict=True))
         weights = self.objective.weights
         total = prediction + weights[0] * variance + weights[1] * covariance + weights[2] * sigreg
-        return StepOutput(
-            LossTerms(prediction, variance, covariance, sigreg, total),
-            latents,
-            target,
-            predicted,
-            encoded,
-            visible.seen,
-            wanted.seen,
-        )
+        parts = LossTerms(prediction, variance, covariance, sigreg, total)
+        return StepOutput(parts, latents, target, predicted, encoded, visible.seen, wanted.seen)
 
     def _regularise(
         self,

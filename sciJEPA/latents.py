@@ -221,7 +221,7 @@ def series_coordinates(archive: Archive, steps: np.ndarray, dim: str) -> dict[st
     shape = tuple(archive.ds.sizes[name] for name in archive.series)
     numbers = np.unravel_index(steps // archive.steps_per_series, shape) if shape else ()
     return {
-        name: (dim, archive.ds[name].values[index] if name in archive.ds.coords else index)
+        name: (dim, _labels(archive.ds[name].values[index]) if name in archive.ds.coords else index)
         for name, index in zip(archive.series, numbers, strict=True)
     }
 
@@ -230,7 +230,7 @@ def token_coordinates(tokenizer: Tokenizer, which: slice) -> dict[str, tuple[str
     """Where and when these tokens are, and their share of the area, as coordinates along `token`."""
     geometry = tokenizer.geometry
     centres = {
-        f"token_{name}": ("token", values[which], attributes)
+        f"token_{name}": ("token", _labels(values[which]), attributes)
         for name, (values, attributes) in geometry.coordinates.items()
     }
     offset = {"units": "hours", "long_name": "from issue time to last step"}
@@ -239,6 +239,11 @@ def token_coordinates(tokenizer: Tokenizer, which: slice) -> dict[str, tuple[str
         "token_area": ("token", geometry.area[which], {"units": "1", "long_name": "share of the archive's area"}),
         "token_offset": ("token", geometry.offset[which], offset),
     }
+
+
+def _labels(values: np.ndarray) -> np.ndarray:
+    """Names as Python strings: Zarr 3 has no type yet for strings of fixed length."""
+    return values.astype(object) if values.dtype.kind == "U" else values
 
 
 def time_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:

@@ -59,7 +59,8 @@ class Centred:
     @property
     def covariance(self) -> Float[Tensor, "L L"]:
         """Unbiased covariance over all processes; zero where there is nothing to take it from."""
-        return all_sum(self.rows.T @ self.rows) / self.degrees.clamp_min(1)
+        with _float32(self.rows):
+            return all_sum(self.rows.T @ self.rows) / self.degrees.clamp_min(1)
 
 
 def centre(latents: Float[Tensor, "S L"], seen: Bool[Tensor, " S"] | None = None) -> Centred:
@@ -84,6 +85,11 @@ def centre_groups(
     mean = rows.new_zeros(count, rows.shape[1]).index_add(0, groups, rows) / members.clamp_min(1)[:, None]
     degrees = all_sum((members - 1).clamp_min(0).sum())
     return Centred((rows - mean[groups]) * weight[:, None], degrees)
+
+
+def _float32(rows: Tensor) -> torch.autocast:
+    """Matrix products in the precision of their factors: in a run in bfloat16 they would be taken in it."""
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 def _kept(latents: Float[Tensor, "S L"], seen: Bool[Tensor, " S"] | None) -> tuple[Tensor, Tensor]:
@@ -140,7 +146,8 @@ def sigreg_term(
     directions = torch.randn(rows.shape[1], slices, generator=generator).to(rows)
     spacing = FURTHEST / POINTS
     points = spacing * torch.arange(1, POINTS + 1, device=rows.device)
-    angles = (rows @ functional.normalize(directions, dim=0))[..., None] * points
+    with _float32(rows):
+        angles = (rows @ functional.normalize(directions, dim=0))[..., None] * points
     sums = torch.stack([(angles.cos() * weight[:, None, None]).sum(0), (angles.sin() * weight[:, None, None]).sum(0)])
     counts = all_sum(torch.stack([weight.sum(), weight.new_tensor(float(windows))]))
     real, imaginary = all_sum(sums) / counts[0].clamp_min(1)

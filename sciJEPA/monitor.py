@@ -22,6 +22,8 @@ SPREAD_FLOOR = 0.05
 """Runs that learn stay near 1; with every matrix of the encoder erased at every step, less than 0.01 is left."""
 CONTENT_FLOOR = 0.02
 """Share of the variance that windows make; latents that know their place and not their content have none."""
+PROBE_CEILING = 1.3
+"""Probe error relative to the untrained encoder's: runs that learn stay below 1.15, those that forget reach 1.4 to 3."""
 FLOORS = {
     "rank_online": RANK_FLOOR,
     "rank_target": RANK_FLOOR,
@@ -106,8 +108,8 @@ def least_spread(latents: Float[Tensor, "S L"]) -> float:
 def content(latents: Float[Tensor, "B N L"]) -> float:
     """Share of the latents' variance that is between windows, at the same token: 0 where only the place matters."""
     latents = latents.detach().double()
-    within_token = latents.var(dim=0, unbiased=False).sum()
-    return float(within_token / latents.flatten(0, 1).var(dim=0, unbiased=False).sum().clamp_min(1e-30))
+    between_windows = latents.var(dim=0, unbiased=False).mean(dim=0).sum()
+    return float(between_windows / latents.flatten(0, 1).var(dim=0, unbiased=False).sum().clamp_min(1e-30))
 
 
 def gathered(output: StepOutput) -> StepOutput:
@@ -162,13 +164,25 @@ def _rows(latents: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None) -> 
     return latents[seen]
 
 
-def warn_of_collapse(numbers: Mapping[str, float], step: int, objective: str = "ema") -> bool:
-    """Warn when a number has fallen through its floor; returns whether one has. Numbers that are not there pass."""
-    # What is not a number has fallen as well, unless it could not be taken.
+def warn_of_collapse(
+    numbers: Mapping[str, float], step: int, objective: str = "ema", untrained: float = math.nan
+) -> bool:
+    """Warn when a number has fallen through its floor; returns whether one has. Numbers that are not there pass.
+
+    Parameters
+    ----------
+    untrained
+        Probe error of the untrained encoder: latents may keep their variety and lose what they are for.
+    """
+    # What is not a number has fallen as well.
     low = {name: numbers[name] for name, floor in FLOORS.items() if name in numbers and not numbers[name] >= floor}
-    if not low:
+    signs = [f"{name} {value:.2g} (floor {FLOORS[name]:g})" for name, value in low.items()]
+    error = numbers.get("probe_error", math.nan)
+    if error > PROBE_CEILING * untrained:
+        signs.append(f"probe_error {error:.2g} (untrained encoder {untrained:.2g})")
+    if not signs:
         return False
-    found = ", ".join(f"{name} {value:.2g} (floor {FLOORS[name]:g})" for name, value in low.items())
+    found = ", ".join(signs)
     warnings.warn(
         f"at step {step} the latents have collapsed: {found}; {ADVICE[objective]}, or a lower training.learning_rate.",
         CollapseWarning,

@@ -61,7 +61,7 @@ def length_text(value: object) -> str:
     if isinstance(value, np.timedelta64):
         value = float(value / np.timedelta64(1, "h"))
     elif not isinstance(value, float):
-        return f"{value} steps"
+        return f"{value} step{'' if value == 1 else 's'}"
     number, unit = (value / 24, "day") if value % 24 == 0 else (value, "hour")
     return f"{number:g} {unit}{'' if abs(number) == 1 else 's'}"
 
@@ -118,8 +118,11 @@ def globe_ticks(axes: Axes, x: np.ndarray, longitude: str) -> None:
 
 
 def drawable_time(time: xr.DataArray) -> tuple[np.ndarray, str]:
-    """Dates as matplotlib draws them; other calendars (360 days, no leap years) as decimal years."""
+    """Dates as matplotlib draws them; other calendars (360 days, no leap years) as decimal years; numbers as such."""
     if np.issubdtype(time.dtype, np.datetime64):
         return time.to_numpy(), "time"
+    if time.dtype.kind in "iuf":
+        unit = time.attrs.get("units")
+        return time.to_numpy(), f"time ({unit})" if unit else "time"
     year = time.dt.year + (time.dt.dayofyear - 1) / (360 if time.dt.calendar == "360_day" else 365.25)
     return year.to_numpy(), f"year ({time.dt.calendar} calendar)"

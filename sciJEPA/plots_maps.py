@@ -147,7 +147,7 @@ def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: in
     >>> [axes.get_title() for axes in plot_maps(field).axes[:3]]
     ['regime 0', 'regime 1', 'regime 2']
     """
-    if field.ndim not in (2, 3):
+    if field.ndim not in (2, 3) or not _is_plane(field):
         raise UserError(f"plot_maps needs dims (latitude, longitude) or one more before them, got {dict(field.sizes)}.")
     if field.ndim == 2:
         field = field.expand_dims("")
@@ -173,6 +173,11 @@ def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: in
             axes.tick_params(labelbottom=True)
     figure.colorbar(ScalarMappable(scale, colours), ax=list(grid.flat), label=quantity(field), extend="both", pad=0.01)
     return finish(figure, path)
+
+
+def _is_plane(field: xr.DataArray) -> bool:
+    """Whether the last two dimensions are distances or degrees, and not names of stations or channels."""
+    return all(field[dim].dtype.kind in "iuf" for dim in field.dims[-2:])
 
 
 def draw_map(axes: Axes, field: xr.DataArray, scale: Normalize, colours: str) -> None:
@@ -220,7 +225,7 @@ def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: i
     """
     field = found["on_map"]
     field = field if "offset" in field.dims else field.expand_dims("")
-    mapped = field.ndim == 3  # stations and boxes of one or three dimensions have no map
+    mapped = field.ndim == 3 and _is_plane(field)  # stations and boxes of one or three dimensions have no map
     figure = Figure(figsize=(10.0, 6.2 if mapped else 3.2), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.25]) if mapped else [figure]
     _series_with_peaks(parts[0].subplots(), found["in_time"], named)

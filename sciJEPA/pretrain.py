@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from sciJEPA.archive import Archive
 from sciJEPA.callbacks import AtomicFile, Bar, Best, Checkpoint, Item, Metrics, write_whole
 from sciJEPA.config import RunConfig, config_to_yaml
-from sciJEPA.distributed import first, launch, launched, touch
+from sciJEPA.distributed import alone, first, launch, launched, touch
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Domain, Model, build_jepa, load, tokenizers_of
 from sciJEPA.jepa import JEPA, StepOutput
@@ -41,6 +41,7 @@ from sciJEPA.samples import DataConfig, Splits, split_steps, window_starts
 from sciJEPA.saved_statistics import read_statistics
 from sciJEPA.schedules import learning_rate_factor, weight_decay_at
 from sciJEPA.target import momentum
+from sciJEPA.validation import validate
 
 VALIDATION_BATCHES = 4
 
@@ -72,6 +73,7 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
         return load(out)
     if config.training.devices > 1 and not launched():
         _check_devices(config.training.devices)
+        tokenizers_of(open_configured(config), config)  # what is at fault is told before processes start
         launch(config.training.devices, _process, config, str(out), resume, progress)
         return load(out)
     return _train(config, out, resolved, progress)
@@ -98,7 +100,7 @@ def _train(config: RunConfig, out: Path, resolved: str, progress: bool) -> Model
         write_whole(out / "versions.json", json.dumps(versions(), indent=1) + "\n")
     last, best = out / "checkpoints" / "last.ckpt", out / "checkpoints" / "best.safetensors"
     with _settings(config), _accelerated(jepa, config):
-        trainer = _trainer(config, out, data, progress)
+        trainer = _trainer(config, out, data, jepa, progress)
         trainer.fit(_Run(jepa, config), datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -116,12 +118,12 @@ def _teacher(config: RunConfig, out: Path, progress: bool) -> Model:
     objective = config.objective
     if objective.teacher is not None:
         return load(objective.teacher)
-    alone = dataclasses.replace(
+    stage_one = dataclasses.replace(
         objective, target="mae", teacher_steps=0, layers=(-1,), variance=0.0, covariance=0.0, sigreg=0.0
     )
     training = dataclasses.replace(config.training, steps=objective.teacher_steps, keep="last")
     folder = out / "teacher"
-    stage = dataclasses.replace(config, objective=alone, training=training)
+    stage = dataclasses.replace(config, objective=stage_one, training=training)
     pretrain(stage, folder, resume=folder.exists(), progress=progress)
     return load(folder)
 
@@ -301,13 +303,15 @@ class _Together:
                 ]
 
 
-def _trainer(config: RunConfig, out: Path, data: _Batches, progress: bool) -> lightning.Trainer:
+def _trainer(config: RunConfig, out: Path, data: _Batches, jepa: JEPA, progress: bool) -> lightning.Trainer:
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     validation = {name: part.validation() for name, part in data.parts.items()} if first() else {}
+    with alone():  # weights are still those of the start, also in a run that resumes
+        untrained = {name: validate(jepa, batches)["probe_error"] for name, batches in validation.items()}
     best = out / "checkpoints" / "best.safetensors" if config.training.keep == "best" else None
     callbacks: list[lightning.Callback] = [
-        Metrics(out / "metrics.csv", config, validation, best),
+        Metrics(out / "metrics.csv", config, validation, untrained, best),
         Checkpoint(out / "checkpoints" / "last.ckpt", config),
     ]
     if progress:

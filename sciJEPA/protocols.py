@@ -36,7 +36,7 @@ from sciJEPA.verification import score
 __all__ = ["PROTOCOLS", "WEATHERBENCH", "WELL_WINDOWS", "ett", "protocol", "weatherbench", "well"]
 
 WEATHERBENCH = {"leads": ("3D", "5D"), "year": "2020", "hours": (0, 12), "headline": ("z@500", "t@850")}
-"""WeatherBench 2 (Rasp et al. 2024, https://doi.org/10.1029/2023MS004019): issued at 0 and 12 UTC of the days of 2020."""
+"""WeatherBench 2 (Rasp et al. 2024, https://doi.org/10.1029/2023MS004019): issued at 0 and 12 UTC in 2020."""
 WELL_WINDOWS = {"6:12": range(6, 13), "13:30": range(13, 31)}
 """Spans of a rollout over which The Well (Ohana et al. 2024, https://arxiv.org/abs/2412.00568) averages."""
 WELL_STEPS = 3

@@ -140,8 +140,11 @@ def _data(it: _Run) -> str:
         ranges = getattr(splits, name)
         steps = sum(stop - start for start, stop in ranges)
         first, last = archive.time[ranges[0][0]], archive.time[ranges[-1][1] - 1]
-        rows.append([name, _date(first), _date(last), Cell(str(steps), steps)])
-    parts.append(table("Splits: windows never cross from one into another", ["split", "first", "last", "steps"], rows))
+        series = len({number for start, stop in ranges for number in range(start // length, (stop - 1) // length + 1)})
+        row = [name, _date(first), _date(last), Cell(str(steps), steps)]
+        rows.append([*row, Cell(str(series), series)] if archive.series else row)
+    header = ["split", "first", "last", "steps", *(["members or trajectories"] if archive.series else [])]
+    parts.append(table("Splits: windows never cross from one into another", header, rows))
     return "\n".join(parts)
 
 

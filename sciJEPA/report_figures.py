@@ -32,9 +32,9 @@ Picture = tuple[Figure, str, str]
 def mask_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
     """A mask of the likeliest strategy over the first test window."""
     _refuse_without_map(archive)
-    start = split_steps(archive, domain.config.data).test[0][0] % archive.steps_per_series
-    first = archive.ds if not archive.series else archive.ds.isel({name: 0 for name in archive.series})
-    shown = mask(first, model, archive.time[start + domain.config.data.context - 1], domain=domain.name)
+    series, start, _ = _first_test(domain, archive)
+    part = archive.ds.isel(series)
+    shown = mask(part, model, archive.time[start + domain.config.data.context - 1], domain=domain.name)
     field = shown["anomaly"].isel(channel=0)
     name = str(field["channel"].item())
     field = field.drop_vars("channel").assign_attrs(long_name=f"{name} anomaly")
@@ -51,9 +51,8 @@ def mask_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
 def component_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
     """The leading component of the tokens' latents at four times of the test split."""
     _refuse_without_map(archive)
-    start, stop = split_steps(archive, domain.config.data).test[0]
-    start, stop = start % archive.steps_per_series, (stop - 1) % archive.steps_per_series + 1
-    chosen = {name: 0 for name in archive.series} | {archive.axes["time"]: slice(start, min(stop, start + MOST_TIMES))}
+    series, start, stop = _first_test(domain, archive)
+    chosen = series | {archive.axes["time"]: slice(start, min(stop, start + MOST_TIMES))}
     latents = embed(model, archive.ds.isel(chosen), domain=domain.name, progress=False)
     scores = token_components(latents, 1).isel(component=0)
     times = np.linspace(0, scores.sizes["time"] - 1, 4).round().astype(int)
@@ -134,6 +133,18 @@ def _draw_cases(forecast: xr.DataArray, truth: xr.DataArray, cases: dict[str, in
     return figure
 
 
+def _first_test(domain: Domain, archive: Archive) -> tuple[dict[str, Any], int, int]:
+    """Member or trajectory of the first test steps, as indices, and the first and last + 1 of those steps within it."""
+    start, stop = split_steps(archive, domain.config.data).test[0]
+    length = archive.steps_per_series
+    shape = tuple(archive.ds.sizes[name] for name in archive.series)
+    numbers = np.unravel_index(start // length, shape) if shape else ()
+    series = {name: int(number) for name, number in zip(archive.series, numbers, strict=True)}
+    return series, start % length, min(stop - start // length * length, length)
+
+
 def _refuse_without_map(archive: Archive) -> None:
     if len(archive.shape) != 2 or archive.space.kind == "stations" or archive.space.curvilinear:
-        raise UserError(f"no map here: {archive.source} is a {archive.space.describe()}, not a plane with two axes")
+        raise UserError(
+            f"no map here: {archive.source} lies on {archive.space.describe()}, not on a plane with two axes"
+        )

@@ -180,8 +180,8 @@ class LatentRollout:
         if not cls.possible(model, problem.domain):
             raise UserError(
                 "latent_rollout needs a model whose predictor predicts latents of times to come: one trained with "
-                "data.window above data.context, masking.forecast above 0 without horizons, and targets that are its own "
-                "last block: objective.target ema, vicreg or sigreg."
+                "data.window above data.context, masking.forecast above 0 without horizons, and targets that are its "
+                "own last block: objective.target ema, vicreg or sigreg."
             )
         splits, further = split_steps(problem.archive, data), max(data.window - data.context, *problem.leads)
         train, validation = (

@@ -5,9 +5,11 @@ runs and steps should be compared by: losses of different objectives cannot be, 
 what a forecast needs.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -30,7 +32,7 @@ SMALLEST = 1e-12
 def validate(
     jepa: JEPA,
     batches: Sequence[tuple[Batch, MaskPlan]],
-    precision: Callable[[], AbstractContextManager],
+    precision: Callable[[], AbstractContextManager] = contextlib.nullcontext,
 ) -> dict[str, float]:
     """Numbers of one domain; none is a number (NaN) where its validation split has no window.
 
@@ -55,12 +57,14 @@ def validate(
             if len(encoded) > 1:
                 numbers[f"content_{name}"] = content(encoded)
             numbers[f"attention_{name}"] = attention_entropy(encoder, tokens[0].span(0, past))
-        latents = [jepa.target_encoder.latents(part.span(0, past)).float() for part in tokens]
+        handed_on = jepa.encoder if jepa.objective.target == "salt" else cast(Encoder, jepa.target.module)
+        latents = [handed_on.latents(part.span(0, past)).float() for part in tokens]
     numbers["validation_loss"] = sum(losses) / len(losses)
     numbers["probe_error"] = probe_error(torch.cat(latents), tokens, grid)
     return numbers
 
 
+@torch.no_grad()
 def attention_entropy(encoder: Encoder, tokens: Tokens) -> float:
     """Mean entropy of attention over blocks, heads and tokens: 0 (each to one token) to 1 (to all alike).
 
@@ -100,11 +104,12 @@ def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid:
     mean = features[train].mean(dim=(0, 1))
     deviation = features[train].flatten(0, 1).std(dim=0).clamp_min(SMALLEST)
     inputs = (features - mean) / deviation
-    rows, wanted = inputs[train].flatten(0, 1), (truth * weight)[train].flatten(0, 1)
+    usual = (truth * weight)[train].sum(dim=(0, 1)) / weight[train].sum(dim=(0, 1)).clamp_min(1)
+    rows, wanted = inputs[train].flatten(0, 1), ((truth - usual) * weight)[train].flatten(0, 1)
     strength = SHRINKAGE * len(rows) * torch.eye(rows.shape[1]).to(rows)
-    # A missing value counts as the climatology here: one matrix for all of a token's values.
+    # A missing value counts as the mean here: one matrix for all of a token's values.
     solution = torch.linalg.solve(rows.T @ rows + strength, rows.T @ wanted)
-    error = ((inputs[test] @ solution - truth[test]) * weight[test]).pow(2).sum()
+    error = ((inputs[test] @ solution + usual - truth[test]) * weight[test]).pow(2).sum()
     size = (truth[test] * weight[test]).pow(2).sum()
     return float((error / size.clamp_min(SMALLEST)).sqrt())
 

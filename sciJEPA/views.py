@@ -77,8 +77,8 @@ def mask(
     Returns
     -------
     xr.Dataset
-        `role` (time, ...) with 0 hidden and unused, 1 context, 2 target; and `anomaly` (time, channel, ...),
-        standardised departures from climatology, NaN where missing.
+        `role` (time, ...) with 0 hidden and unused, 1 context, 2 target, for each channel where channels have tokens of
+        their own; and `anomaly` (time, channel, ...), standardised departures from climatology, NaN where missing.
 
     Examples
     --------
@@ -102,27 +102,27 @@ def mask(
             "a time further inside."
         )
     mixture = chosen.config.masking.mixture
-    name = strategy or max(mixture, key=lambda each: mixture[each])
+    name = strategy or max(mixture, key=lambda one: mixture[one])
     if name not in STRATEGIES:
         raise UserError(f"there is no masking strategy '{name}'; choose from {', '.join(STRATEGIES)}.")
     rng = np.random.default_rng([model.config.seed, 2, 0, start])
     context, target = STRATEGIES[name](tokenizer.grid, chosen.config.masking, rng)
     role = torch.zeros(1, tokenizer.grid.count, tokenizer.channels_per_token, tokenizer.patch_size)
     role[0, context], role[0, target] = 1, 2
+    roles = tokenizer.unpatchify(role)[0].numpy().astype(int)
+    each = () if tokenizer.channels_per_token == len(tokenizer.channels) else ("channel",)
     reader = WindowReader(opened, chosen.normalizer, memory_mb=data.memory_mb)
     batch = dataclasses.replace(reader.read(np.array([start]), data.window), domain=chosen.name)
     values = batch.values[0].numpy()
     if batch.observed is not None:
         values = np.where(batch.observed[0].numpy(), values, np.nan)
     space = opened.space.dims
-    coords: dict[str, Any] = {
-        str(each): c for each, c in opened.ds.coords.items() if c.dims and set(c.dims) <= set(space)
-    }
+    coords: dict[str, Any] = {str(n): c for n, c in opened.ds.coords.items() if c.dims and set(c.dims) <= set(space)}
     coords["time"] = np.asarray(opened.time[start : start + data.window])
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "unused context target", "long_name": "; ".join(ROLES)}
     return xr.Dataset(
         {
-            "role": (("time", *space), tokenizer.unpatchify(role)[0, 0].numpy().astype(int), flags),
+            "role": (("time", *each, *space), np.moveaxis(roles, 0, 1) if each else roles[0], flags),
             "anomaly": (
                 ("time", "channel", *space),
                 np.moveaxis(values, 0, 1),

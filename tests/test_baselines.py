@@ -186,3 +186,13 @@ def test_blocks_are_invisible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "BLOCK_ROWS", 7)
     for one, two in zip(whole, forecasts(), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-3)
+
+
+def test_patterns_too_large_for_memory_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = rows_of(rng.normal(size=(60, 3)) @ rng.normal(size=(3, 40)) * 3 + 0.1 * rng.normal(size=(60, 40)))
+    scale, train = np.linspace(0.5, 1.5, 40), np.arange(60)
+    exact = leading_patterns(rows, train, scale, 3)
+    monkeypatch.setattr(home, "LARGEST_GRAM", 10)
+    other = leading_patterns(rows, train, scale, 3)
+    np.testing.assert_allclose(abs(other), abs(exact), atol=1e-3)

@@ -188,7 +188,7 @@ def test_presets_in_the_help_exist() -> None:
         (["pretrain", "--config", "x", "--training.steps"], ["--training.steps", "needs a value"]),
         (["pretrain", "--config", "x", "--training.steps", "--dry-run"], ["--training.steps", "needs a value"]),
         (["--verison"], ["--verison", "'--version'"]),
-        (["forecast", "run", "a.zarr"], ["'forecast'"]),  # planned, and not there
+        (["forecast", "run", "a.zarr"], ["--out", "scijepa forecast --help"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

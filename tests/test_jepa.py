@@ -8,6 +8,7 @@ from sciJEPA.encoder import EncoderConfig
 from sciJEPA.errors import UserError
 from sciJEPA.jepa import JEPA, ObjectiveConfig
 from sciJEPA.loader import BatchStream, WindowReader
+from sciJEPA.losses import centre, variance_term
 from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.predictor import PredictorConfig
@@ -56,6 +57,24 @@ def plan(strategy: str, size: int = 4) -> MaskPlan:
     return Masker(TOKENIZER.grid, MaskingConfig(**weights))(range(size), epoch=0, step=0)
 
 
+TWO_CHANNELS = GridTokenizer(GridTokenizerConfig(), dataclasses.replace(TOKENIZER.spec, channels=("z", "t")))
+
+
+def build_of_two(**objective) -> JEPA:
+    torch.manual_seed(0)
+    return JEPA(
+        {"grid": TWO_CHANNELS},
+        EncoderConfig(width=32, depth=2, heads=4),
+        PredictorConfig(width=16, depth=1, heads=2),
+        ObjectiveConfig(**objective),
+    )
+
+
+def data_of_two() -> Batch:
+    torch.manual_seed(2)
+    return dataclasses.replace(data(), values=torch.randn(4, 2, 6, 8, 16))
+
+
 def stream(steps: int, batch_size: int = 16) -> BatchStream:
     archive = open_archive(travelling_waves(300, nlat=8, nlon=16))
     reader = WindowReader(archive, fit_normalizer(archive, ((0, len(archive)),)))
@@ -87,8 +106,10 @@ def test_every_target_is_met_by_a_prediction(target, strategy, missing):
 
 
 def test_total_is_the_weighted_sum():
-    terms = build(variance=0.5, covariance=0.25)(data(), plan("blocks")).terms
-    torch.testing.assert_close(terms.total, terms.prediction + 0.5 * terms.variance + 0.25 * terms.covariance)
+    terms = build(variance=0.5, covariance=0.25, sigreg=0.1)(data(), plan("blocks")).terms
+    expected = terms.prediction + 0.5 * terms.variance + 0.25 * terms.covariance + 0.1 * terms.sigreg
+    torch.testing.assert_close(terms.total, expected)
+    assert min(terms.variance, terms.covariance, terms.sigreg) > 0
 
 
 def test_the_loss_is_deterministic():
@@ -216,3 +237,112 @@ def test_a_batch_trains_its_own_domain_and_what_is_shared(target):
             assert weight.grad is None, name
         elif ".missing." not in name:
             assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("target", "weights"),
+    [("ema", (0.02, 0.001, 0)), ("vicreg", (1, 0.04, 0)), ("sigreg", (0, 0, 0.05)), ("mae", (0, 0, 0))],
+)
+def test_weights_that_are_not_given_go_with_the_target(target, weights):
+    assert ObjectiveConfig(target=target).weights == weights
+    assert ObjectiveConfig(target=target, covariance=0.5).weights == (weights[0], 0.5, weights[2])
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"target": "salt"}, "either set objective.teacher"),
+        ({"target": "salt", "teacher": "run", "teacher_steps": 5}, "either set objective.teacher"),
+        ({"sigreg": -1.0}, "objective.sigreg must be at least 0"),
+        ({"layers": ()}, "one of the layers"),
+        ({"slices": 0}, "slices of at least 1"),
+    ],
+)
+def test_impossible_objectives_are_refused(objective, message):
+    with pytest.raises(UserError, match=message):
+        ObjectiveConfig(**objective)
+
+
+@pytest.mark.parametrize("layers", [(3,), (-4,), (0, 5)])
+def test_targets_of_layers_that_are_not_there_are_refused(layers):
+    with pytest.raises(UserError, match=r"objective\.layers must name outputs between 0 .* and 2"):
+        build(layers=layers)
+
+
+def test_several_layers_are_predicted_side_by_side():
+    jepa, batch, mask = build(layers=(0, -1), standardise="none"), data(), plan("forecast")
+    output = jepa(batch, mask)
+    expected = [jepa.target.module.outputs(TOKENIZER(batch), [layer])[:, PAST:] for layer in (0, 2)]
+    torch.testing.assert_close(output.target, torch.cat(expected, dim=-1))
+    assert output.predicted.shape == output.target.shape == (4, 2 * 8, 64)
+
+
+def test_both_branches_are_regularised_where_targets_have_gradient():
+    # The variance term is the mean over context and target latents, before they are standardised.
+    jepa, batch, mask = build(target="vicreg"), data(), plan("forecast")
+    output = jepa(batch, mask)
+    assert output.encoded is not None
+    terms = [variance_term(centre(part.flatten(0, 1)).covariance) for part in (output.context, output.encoded)]
+    torch.testing.assert_close(output.terms.variance, (terms[0] + terms[1]) / 2)
+
+
+def test_directions_of_sigreg_follow_the_step():
+    jepa, batch, mask = build(target="sigreg"), data(), plan("forecast")
+    first, again, other = (jepa(batch, mask, step=step).terms for step in (1, 1, 2))
+    assert first == again and first.sigreg != other.sigreg and first.prediction == other.prediction
+
+
+def test_over_time_what_differs_between_places_alone_has_no_variance():
+    # Constant in time: with patches of one step, a place's latents differ by their position features at most.
+    batch = data()
+    still = dataclasses.replace(
+        batch, values=batch.values[:, :, :1].expand_as(batch.values).contiguous(), calendar=torch.zeros(4, 6, 4)
+    )
+    over = {name: build(over=name, variance=1.0)(still, plan("forecast")).terms.variance for name in ("time", "batch")}
+    moving = build(over="time", variance=1.0)(batch, plan("forecast")).terms.variance
+    assert over["time"] > over["batch"] + 0.2 and over["time"] > moving + 0.2
+
+
+def test_over_time_needs_times():
+    single = GridTokenizer(GridTokenizerConfig(patch_time=2), dataclasses.replace(TOKENIZER.spec, window=4, context=2))
+    parts = EncoderConfig(width=32, depth=2, heads=4), PredictorConfig(width=16, depth=1, heads=2)
+    with pytest.raises(UserError, match=r"issue window of 'grid' has one; make tokenizer.patch_time smaller"):
+        JEPA({"grid": single}, *parts, ObjectiveConfig(over="time"))
+    JEPA({"grid": single}, *parts, ObjectiveConfig(over="time", variance=0.0, covariance=0.0))
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("target", ["ema", "vicreg", "sigreg", "mae"])
+@pytest.mark.parametrize("strategy", ["forecast", "blocks", "random"])
+def test_patches_without_any_observed_value_are_neither_context_nor_target(target, strategy):
+    # What lies in them, and what the target encoder and predictor make of them, changes no loss and no gradient.
+    batch, mask = data(), plan(strategy)
+    observed = torch.ones_like(batch.values, dtype=torch.bool)
+    observed[:, :, 1, :4, 4:8] = False  # in the issue window
+    observed[:2, :, 4:, 4:, :8] = False  # and after it
+    results = []
+    for fill in (0.0, 50.0):
+        jepa = build(target=target)
+        output = jepa(dataclasses.replace(batch, values=batch.values.where(observed, fill), observed=observed), mask)
+        output.terms.total.backward()
+        gradient = {n: p.grad for n, p in jepa.named_parameters() if p.grad is not None}
+        results.append((output.terms.total.detach(), gradient))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("target", ["ema", "vicreg", "sigreg", "mae"])
+def test_hidden_channels_do_not_leak_into_predictions(target):
+    masker = Masker(TWO_CHANNELS.grid, MaskingConfig(forecast=0, variable=1), channels=2)
+    mask, batch = masker(range(4), epoch=0, step=0), data_of_two()
+    assert mask.channels is not None
+    (hidden,) = {0, 1} - set(mask.channels)
+    values = batch.values.clone()
+    values[:, hidden] += 5.0
+    jepa = build_of_two(target=target)
+    first, second = jepa(batch, mask), jepa(dataclasses.replace(batch, values=values), mask)
+    assert torch.equal(first.predicted, second.predicted) and torch.equal(first.context, second.context)
+    assert not torch.equal(first.target, second.target)

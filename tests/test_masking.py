@@ -9,6 +9,8 @@ from sciJEPA.masking import STRATEGIES, Masker, MaskingConfig, TokenGrid, block_
 
 GRID = TokenGrid(times=5, space=(6, 11), context_times=2, periodic=True)
 PAST = 2 * 66
+DISJOINT = sorted(set(STRATEGIES) - {"variable"})
+"""Strategies that hide tokens, and not channels of them."""
 
 
 def frequencies(name: str, grid: TokenGrid, config: MaskingConfig, share: float) -> np.ndarray:
@@ -33,7 +35,7 @@ def test_context_and_target_share_no_token():
 
 @settings(deadline=None, max_examples=150)
 @given(
-    name=st.sampled_from(sorted(STRATEGIES)),
+    name=st.sampled_from(DISJOINT),
     rows=st.integers(1, 7),
     columns=st.integers(2, 11),
     context_times=st.integers(1, 3),
@@ -216,7 +218,7 @@ SPACES = [
 
 @settings(deadline=None, max_examples=60)
 @given(
-    name=st.sampled_from(sorted(STRATEGIES)),
+    name=st.sampled_from(DISJOINT),
     space=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple).filter(lambda space: np.prod(space) > 1),
     ordered=st.booleans(),
     block=st.tuples(st.integers(1, 6), st.integers(1, 6)),
@@ -281,3 +283,63 @@ def test_places_without_an_order_know_no_neighbours():
     one_by_one = MaskingConfig(hidden_share=0.2, block_rows=1, block_columns=1)
     for seed in range(20):
         np.testing.assert_array_equal(block_mask(grid, one_by_one, np.random.default_rng(seed))[1], pairs[seed])
+
+
+# --- horizons and channels
+
+
+def test_horizons_choose_the_times_that_are_asked_for():
+    # 5 times, 2 of them in the issue window: steps 1 and 3 ahead are times 2 and 4.
+    plan = Masker(GRID, MaskingConfig(horizons=(3, 1)))([0, 7], epoch=0, step=0)
+    assert plan.context.tolist() == [list(range(PAST))] * 2
+    assert plan.target.tolist() == [[*range(2 * 66, 3 * 66), *range(4 * 66, 5 * 66)]] * 2
+    assert torch.equal(
+        Masker(GRID, MaskingConfig(horizons=(1, 2, 3)))([0], epoch=0, step=0).target,
+        Masker(GRID, MaskingConfig())([0], epoch=0, step=0).target,
+    )
+
+
+def test_tokens_at_chosen_horizons_are_asked_for_equally_often():
+    counts = frequencies("forecast", GRID, MaskingConfig(forecast_share=0.3, horizons=(1, 3)), 0.3)
+    asked = np.r_[2 * 66 : 3 * 66, 4 * 66 : 5 * 66]
+    assert counts[asked].max() / counts[asked].min() < 1.2
+    assert counts.sum() == counts[asked].sum()
+
+
+@pytest.mark.parametrize("horizons", [(0,), (2, 2)])
+def test_impossible_horizons_are_refused(horizons):
+    with pytest.raises(UserError, match="horizons must be different numbers of at least 1"):
+        MaskingConfig(horizons=horizons)
+
+
+def test_a_horizon_beyond_the_window_is_refused():
+    with pytest.raises(UserError, match=r"token step 4 after the issue window, but the window has 3"):
+        Masker(GRID, MaskingConfig(horizons=(1, 4)))
+
+
+def test_variable_hides_channels_of_the_whole_issue_window():
+    masker = Masker(GRID, MaskingConfig(forecast=0, variable=1, hidden_share=0.4), channels=5)
+    plan = masker([3, 4], epoch=0, step=0)
+    assert plan.context.tolist() == plan.target.tolist() == [list(range(PAST))] * 2
+    assert plan.channels is not None and len(plan.channels) == 3  # 2 of 5 are hidden
+    assert plan.channels == masker([9], epoch=4, step=0).channels
+    assert len({masker([0], epoch=0, step=step).channels for step in range(50)}) > 5  # of 10
+    assert plan.to("cpu").channels == plan.channels
+    assert Masker(GRID, MaskingConfig(), channels=5)([0], epoch=0, step=0).channels is None
+
+
+@pytest.mark.parametrize("share, hidden", [(0.1, 1), (0.5, 2), (0.99, 3)])
+def test_variable_hides_every_channel_equally_often(share, hidden):
+    # Some channel is always hidden and another shown. n draws as derived in `frequencies`, with s = hidden / 4.
+    masker = Masker(GRID, MaskingConfig(forecast=0, variable=1, hidden_share=share), channels=4)
+    part = hidden / 4
+    draws = max(1500, round(2000 * (1 - part) / part))
+    shown = [masker._shown(step) for step in range(draws)]
+    assert {len(channels) for channels in shown} == {4 - hidden}
+    counts = draws - np.bincount(np.concatenate(shown), minlength=4)
+    assert counts.max() / counts.min() < 1.2
+
+
+def test_a_token_of_one_channel_has_none_to_hide():
+    with pytest.raises(UserError, match="a token has one channel"):
+        Masker(GRID, MaskingConfig(variable=1))

@@ -1,5 +1,7 @@
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,18 +16,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny import changed, joint_config, tiny_config
 
 import sciJEPA.pretrain as home
 from sciJEPA.archive import open_archive
-from sciJEPA.config import RunConfig, config_to_yaml, load_config
+from sciJEPA.config import RunConfig, TrainingConfig, config_to_yaml, load_config
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
 from sciJEPA.jepa import StepOutput
 from sciJEPA.losses import LossTerms
 from sciJEPA.monitor import SPREAD_FLOOR, CollapseWarning
 from sciJEPA.panel import probe
-from sciJEPA.pretrain import learning_rate_factor, pretrain
+from sciJEPA.pretrain import pretrain
 from sciJEPA.synthetic import travelling_waves
 
 
@@ -331,11 +335,11 @@ def test_domains_pull_by_their_weight_and_alike_when_balanced(
     # 5: (1 * 4 / 2 + 2 * 10 / 5) / 3 = 2.
     config, empty = joint_config(two_archives), torch.zeros(1, 1, 1)
     terms = {
-        name: LossTerms(torch.tensor(prediction), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(total))
+        name: LossTerms(torch.tensor(prediction), *torch.zeros(3), torch.tensor(total))
         for name, prediction, total in (("a", 2.0, 4.0), ("b", 5.0, 10.0))
     }
     jepa = build_jepa(config, tokenizers_of({name: open_archive(path) for name, path in two_archives.items()}, config))
-    monkeypatch.setattr(jepa, "forward", lambda data, plan: StepOutput(terms[data.domain], empty, empty, empty))
+    monkeypatch.setattr(jepa, "forward", lambda data, plan, step: StepOutput(terms[data.domain], empty, empty, empty))
 
     def step(*, balance: bool) -> float:
         run = home._Run(jepa, changed(config, training__balance=balance))
@@ -407,14 +411,223 @@ def test_missing_values_are_learned_around(tmp_path: Path) -> None:
     assert np.isfinite(pd.read_csv(tmp_path / "run/metrics.csv")["loss"]).all()
 
 
-# --- schedules and estimates
+# --- objectives
+
+OFF = {"variance": 0.0, "covariance": 0.0, "sigreg": 0.0}
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    # 100 steps, 10 of warmup: first step 1/10 of the peak, never above it, zero at the end
-    factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
-    assert factors[0] == 0.1
-    assert max(factors) < 1
-    assert factors[100] == 0
-    assert np.argmax(factors) == 9
-    assert learning_rate_factor(0, 100, 0.0) == 1
+@pytest.mark.parametrize(
+    ("target", "standardise"),
+    [
+        ("ema", "batch"), ("ema", "none"), ("vicreg", "batch"), ("vicreg", "none"), ("sigreg", "none"),
+        ("salt", "batch"), ("mae", "batch"),
+    ],
+)  # fmt: skip
+def test_no_objective_collapses_silently(target: str, standardise: str, waves: Path, tmp_path: Path) -> None:
+    # On purpose: the learning rate is a hundred times the usual, the average has no memory, nothing regularises.
+    teacher = {"teacher_steps": 20} if target == "salt" else {}
+    config = tiny_config(
+        waves,
+        objective={"target": target, "standardise": standardise, **OFF, **teacher},
+        training__steps=80,
+        training__learning_rate=0.1,
+        training__half_life=1e-6,
+        training__log_every=20,
+    )
+    with pytest.warns(CollapseWarning, match=r"collapsed: .*try .*objective\..*or a lower training.learning_rate"):
+        pretrain(config, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("target", ["ema", "vicreg", "sigreg", "salt", "mae"])
+def test_the_usual_settings_of_an_objective_are_not_warned_of(target: str, waves: Path, tmp_path: Path) -> None:
+    teacher = {"teacher_steps": 20} if target == "salt" else {}
+    config = tiny_config(waves, objective={"target": target, **teacher}, training__steps=40, training__log_every=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CollapseWarning)
+        pretrain(config, tmp_path / "run", progress=False)
+    metrics = pd.read_csv(tmp_path / "run/metrics.csv")
+    assert np.isfinite(metrics).all(axis=None)
+    assert metrics[["attention_online", "attention_target"]].stack().between(0, 1).all()
+
+
+def test_a_run_that_collapses_can_end_there(waves: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        waves, objective={"target": "vicreg", **OFF}, training__steps=80, training__learning_rate=0.1,
+        training__log_every=20, training__stop_on_collapse=True,
+    )  # fmt: skip
+    with (
+        pytest.warns(CollapseWarning),
+        pytest.raises(UserError, match=r"collapsed at step \d+, see metrics\.csv.*stop_on_collapse to false"),
+    ):
+        pretrain(config, tmp_path / "run", progress=False)
+    assert len(pd.read_csv(tmp_path / "run/metrics.csv")) < 4
+    assert not (tmp_path / "run/model").exists()
+
+
+@pytest.fixture(scope="module")
+def salt(waves: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A run against a teacher that it trains first: 6 and 12 steps, a checkpoint every 3."""
+    objective = {"target": "salt", "teacher_steps": 6, "layers": [0, -1]}
+    config = tiny_config(
+        waves, objective=objective, training__steps=12, training__checkpoint_every=3, training__log_every=2
+    )
+    out = tmp_path_factory.mktemp("salt") / "run"
+    pretrain(config, out, progress=False)
+    return config, out
+
+
+def test_a_frozen_teacher_is_the_target_and_stays_what_it_was(salt: tuple[RunConfig, Path]) -> None:
+    config, out = salt
+    student, teacher = load(out).jepa, load(out / "teacher").jepa
+    for name, weight in teacher.target.module.state_dict().items():
+        assert torch.equal(student.target.module.state_dict()[name], weight)
+    start = build_jepa(config, student.tokenizers).encoder.state_dict()
+    trained = [name for name, weight in student.encoder.state_dict().items() if weight.ndim > 1]
+    for name in trained:
+        if ".missing." not in name:
+            assert not torch.equal(student.encoder.state_dict()[name], start[name]), name
+    assert load(out / "teacher").config.objective.target == "mae"
+    assert student.predictor.leave["latent"].out_features == 2 * student.encoder.width  # two layers side by side
+
+
+@pytest.mark.parametrize("moment", ["after row 4", "after step 3", "before model 0", "after step 7", "after row 12"])
+def test_a_killed_run_with_a_teacher_resumes_to_the_same_bytes(
+    moment: str, runs: Runs, salt: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    # Rows and steps up to 6 are the teacher's, where they come first; the first model is the teacher's.
+    config, whole = salt
+    runs.start(config, tmp_path / "run", die=moment)
+    assert runs.end() == -signal.SIGKILL
+    pretrain(config, tmp_path / "run", resume=True, progress=False)
+    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run/teacher", whole / "teacher")
+
+
+def test_a_teacher_of_ones_own_gives_the_same_student(salt: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    config, whole = salt
+    given = changed(config, objective__teacher=str(whole / "teacher"), objective__teacher_steps=0)
+    pretrain(given, tmp_path / "run", progress=False)
+    weights = [(run / "model/model.safetensors").read_bytes() for run in (tmp_path / "run", whole)]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "run/teacher").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"encoder__width": 32}, "its encoder differ"), ({"data__split": [0.6, 0.2, 0.2]}, "statistics differ")],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    changes: dict, message: str, salt: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    given = changed(salt[0], objective__teacher=str(salt[1] / "teacher"), objective__teacher_steps=0)
+    with pytest.raises(UserError, match=message):
+        pretrain(changed(given, **changes), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+# --- options
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_weights_after_50_steps_are_the_same_for_any_number_of_threads(
+    threads: int, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(waves, training__steps=50)
+    pretrain(config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(home, "WindowReader", functools.partial(home.WindowReader, threads=threads))
+    pretrain(config, tmp_path / "again", progress=False)
+    assert_same_run(tmp_path / "again", tmp_path / "run")
+
+
+def test_accumulated_batches_are_one_batch(waves: Path, tmp_path: Path) -> None:
+    # Patches as targets need no statistics of a batch, and past to future without a share has the same masks. Rounding
+    # of 1e-7, which Adam carries into steps of up to 1e-3.
+    whole = tiny_config(waves, objective={"target": "mae"}, training__steps=4, training__batch_size=16)
+    parts = changed(whole, training__batch_size=8, training__accumulate=2)
+    first, second = (pretrain(c, tmp_path / n, progress=False) for c, n in ((whole, "whole"), (parts, "parts")))
+    for name, weight in first.jepa.state_dict().items():
+        torch.testing.assert_close(second.jepa.state_dict()[name], weight, atol=2e-4, rtol=1e-3, msg=name)
+    assert pd.read_csv(tmp_path / "parts/metrics.csv")["step"].tolist() == [4]
+
+
+OPTIONS = {
+    "training__accumulate": 3,
+    "training__schedule": "constant",
+    "training__weight_decay_end": 0.4,
+    "training__keep": "best",
+    "objective": {"target": "sigreg", "variance": 0.1},
+    "masking": {"forecast": 1, "blocks": 1},
+}
+
+
+def test_a_killed_run_with_all_options_resumes_to_the_same_bytes(runs: Runs, waves: Path, tmp_path: Path) -> None:
+    config = tiny_config(waves, **OPTIONS, training__steps=12, training__checkpoint_every=3, training__log_every=2)
+    pretrain(config, tmp_path / "whole", progress=False)
+    assert pd.read_csv(tmp_path / "whole/metrics.csv")["step"].tolist() == [2, 4, 6, 8, 10, 12]
+    for moment in ("after step 7", "after row 8"):
+        runs.start(config, tmp_path / moment, die=moment)
+        assert runs.end() == -signal.SIGKILL
+        pretrain(config, tmp_path / moment, resume=True, progress=False)
+        assert_same_run(tmp_path / moment, tmp_path / "whole")
+
+
+def test_the_best_weights_are_those_with_the_lowest_probe_error(waves: Path, tmp_path: Path) -> None:
+    # Far too high a learning rate: latents get worse, and the last weights are not the best.
+    config = tiny_config(
+        waves, training__keep="best", training__learning_rate=0.1, training__log_every=2, training__half_life=1e-6
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        best = pretrain(config, tmp_path / "best", progress=False)
+        last = pretrain(changed(config, training__keep="last"), tmp_path / "last", progress=False)
+    errors = pd.read_csv(tmp_path / "best/metrics.csv").set_index("step")["probe_error"]
+    assert errors.idxmin() < 20 and best.id != last.id
+    with safe_open(tmp_path / "best/checkpoints/best.safetensors", "pt") as file:
+        assert file.metadata()["step"] == str(errors.idxmin())
+    kept = load_file(tmp_path / "best/checkpoints/best.safetensors")
+    for name, weight in load(tmp_path / "best").jepa.state_dict().items():
+        assert torch.equal(weight, kept[name])
+
+
+def test_activations_that_are_computed_again_change_nothing(
+    long_config: RunConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    model = pretrain(changed(long_config, training__checkpoint_activations=True), tmp_path / "run", progress=False)
+    assert model.id == load(uninterrupted).id
+    assert "forward" not in vars(model.jepa.encoder.blocks[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_compiled_blocks_learn_the_same(repository: Path, waves: Path, tmp_path: Path) -> None:
+    # In a process without checks of shapes, which the compiler does not understand.
+    config = tiny_config(waves, training__steps=4)
+    plain = pretrain(config, tmp_path / "plain", progress=False)
+    (tmp_path / "run.yaml").write_text(config_to_yaml(changed(config, training__compile=True)))
+    code = "import sys, sciJEPA; sciJEPA.pretrain(sciJEPA.load_config(sys.argv[1]), sys.argv[2], progress=False)"
+    environment = os.environ | {
+        "PYTHONPATH": str(repository),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    command = [sys.executable, "-c", code, str(tmp_path / "run.yaml"), str(tmp_path / "fast")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    fast = load_file(tmp_path / "fast/model/model.safetensors")
+    for name, weight in plain.jepa.state_dict().items():
+        torch.testing.assert_close(fast[name], weight, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "training.schedule must be cosine or constant, got 'linear'"),
+        ({"keep": "all"}, "training.keep must be last or best"),
+        ({"accumulate": 0}, "training.accumulate must be at least 1"),
+        ({"cooldown": 1.5}, r"training.cooldown must lie in \[0, 1\]"),
+        ({"weight_decay_end": -1.0}, "weight_decay_end be at least 0"),
+    ],
+)
+def test_impossible_options_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainingConfig(**changes)

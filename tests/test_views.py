@@ -1,4 +1,5 @@
 import doctest
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sciJEPA import views
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
 from sciJEPA.latents import embed
+from sciJEPA.pretrain import pretrain
 from sciJEPA.synthetic import travelling_waves
 
 
@@ -52,6 +54,19 @@ def test_the_field_under_a_mask_is_the_anomaly(model: Model) -> None:
     normal = model.normalizer.climatology(part.indexes["time"])[:, 0]
     expected = (part["z"].values - normal) / model.normalizer.spread[0]
     np.testing.assert_allclose(shown["anomaly"].isel(channel=0), expected, atol=1e-4)
+
+
+def test_roles_have_channels_where_channels_have_tokens_of_their_own(tmp_path: Path) -> None:
+    waves = travelling_waves(60, variables=("u", "v"))
+    stations = waves.isel(latitude=3, drop=True).rename(longitude="station").isel(station=slice(4))
+    stations = stations.assign_coords(station=list("abcd"))
+    stations.to_zarr(tmp_path / "archive.zarr", consolidated=False)
+    tokenizer = {"kind": "sensors", "patch_time": 1}
+    config = tiny_config(tmp_path / "archive.zarr", tokenizer=tokenizer, training__steps=2)
+    model = pretrain(config, tmp_path / "run", progress=False)
+    role = views.mask(stations, model, "2001-01-05")["role"]
+    assert role.dims == ("time", "channel", "station")
+    assert role.isel(station=0, channel=0).values.tolist() == [1, 1, 2, 2]  # two steps in, two to be predicted
 
 
 def test_a_window_beyond_the_archive_and_an_unknown_strategy(model: Model) -> None:
