@@ -1,6 +1,7 @@
 # make demo      the whole path on a small simulated archive, into runs/demo
 # make test      lint, types, spelling and every test;  quick: make test PYTEST_ARGS='-m "not slow"'
 # make format    let ruff rewrite the sources
+# make docs      build the documentation into docs/_build; a warning or a broken link is an error
 # make wheel     build dist/*.whl
 # make clean     remove what the above made, runs/ excepted
 #
@@ -19,7 +20,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(QUIET) 
 # More threads than cores slow the small models down, and pytest runs two processes.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test lint format docs wheel clean
 
 demo: .venv/.stamp-demo
 	$(BIN)/scijepa demo --out $(OUT)
@@ -37,11 +38,14 @@ format: .venv/.stamp-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.stamp-dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 wheel: .venv/.stamp-dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist docs/_build docs/notebooks .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps say when to install again: when the dependencies or the pins have changed.

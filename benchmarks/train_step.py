@@ -3,24 +3,24 @@
     python benchmarks/train_step.py                                    # tiny, small, base and the reference's sizes
     python benchmarks/train_step.py --reference ../ijepa --sizes small --json train_step.json
 
-Inputs are images of 3 channels and 224 x 224 values in memory, cut into 196 patches of 16 x 16, in batches of 32. A step
-is all that training does: draw masks and stack the batch (data), encode all tokens by the moving average (target),
-encode the visible ones (context), predict (predictor, with the loss and the regularisers), each forward and backward
-where it learns, clip, AdamW and move the average (optimizer).
+Inputs are images of 3 channels and 224 x 224 values in memory, cut into 196 patches of 16 x 16, in batches of 32. A
+step is all that training does: draw masks and stack the batch (data), encode all tokens by the moving average (target),
+encode the visible ones (context), predict (predictor, with the loss and the regularisers), the latter two forward and
+backward, and clip, AdamW and move the average (optimizer). For the sizes of the dial half the tokens are hidden.
 
 With --reference PATH, a checkout of https://github.com/facebookresearch/ijepa, its encoder, predictor and mask collator
 are run too, at width 384, depth 12, 6 heads, a predictor of 6 blocks of width 384, and 4 targets, and in bfloat16 under
 the same autocast. Equal on both sides: images, masks (all from its collator, whose time both pay), visible tokens and
 targets, one number for every feature of every target, targets normalised over their features, smooth L1, AdamW, moving
-average, threads. What differs: sciJEPA's predictor answers all four targets in one pass in which the context is only
-looked at, where the reference runs a copy of the context through the predictor for each target; sciJEPA clips gradients;
-attention is fused; AdamW is fused, as training has it, and torch's choice for the reference, as its code has it. Moving
-averages are both moved by torch's multi-tensor call. The reference's loop is a script that cannot be imported, so that
-its step is put together here.
+average, threads, and a process that keeps freed memory, as sciJEPA's training does. What differs: sciJEPA's predictor
+answers all four targets in one pass in which the context is only looked at, where the reference runs a copy of the
+context through its blocks for each target; sciJEPA clips gradients; its attention is fused in float32; its AdamW is
+fused, as in its training, where the reference's is torch's choice, as in its code. The reference's loop is a script that
+cannot be imported: its step is put together here, with torch's multi-tensor call for the moving average on both sides.
 
 Methods take turns: one step of each in a round, and in every round a matrix product in each precision. Printed are
 medians of the rounds after the first. Model FLOPs are the multiplications and additions of the matrix products that the
-step needs (a backward pass is two forward passes); the last column is their rate over that of a square matrix product.
+step needs (a backward pass is two forward passes); "of matrix" is their rate over that of a product of square matrices.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from sciJEPA.config import RunConfig
 from sciJEPA.encoder import EncoderConfig
 from sciJEPA.jepa import JEPA, ObjectiveConfig
 from sciJEPA.masking import MaskPlan
+from sciJEPA.memory import keep_freed_memory
 from sciJEPA.plan import precision, step_flops
 from sciJEPA.predictor import PredictorConfig
 from sciJEPA.tokenizers.base import Batch
@@ -50,7 +51,8 @@ from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
 
 CHANNELS, PIXELS, PATCH = 3, 224, 16
 PATCHES = (PIXELS // PATCH) ** 2
-CONTEXT, TARGETS = 84, 4 * 36  # visible tokens and targets where no reference draws them: about what it draws
+REFERENCE_MASKS = 56, 4 * 33  # visible tokens and targets where there is no reference to draw them: its averages
+HALF = PATCHES // 2, PATCHES // 2
 PREDICTORS = {"tiny": (64, 2), "small": (96, 2), "base": (192, 4), "large": (384, 6)}
 PARTS = ("data", "target", "context", "predictor", "optimizer")
 MATRIX = 1024
@@ -172,11 +174,15 @@ def timed(module: torch.nn.Module, method: str, clock: Clock, part: str) -> Iter
         delattr(module, method)
 
 
-def random_masks(images: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def random_masks(context: int, targets: int) -> Draw:
     """Token numbers of fixed sizes; where they lie does not matter for speed."""
-    order = torch.rand(len(images), PATCHES).argsort(dim=1)
-    wanted = [part.sort(dim=1).values for part in order[:, :TARGETS].chunk(4, dim=1)]
-    return torch.stack(images), [order[:, -CONTEXT:].sort(dim=1).values], wanted
+
+    def draw(images: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        order = torch.rand(len(images), PATCHES).argsort(dim=1)
+        visible, wanted = order[:, -context:], order[:, :targets]
+        return torch.stack(images), [visible.sort(dim=1).values], [wanted.sort(dim=1).values]
+
+    return draw
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------
@@ -210,9 +216,10 @@ class Reference:
         def blocks(tokens: int) -> int:
             return 24 * tokens * 384**2 + 4 * tokens**2 * 384
 
-        ends = 3 * 2 * 4 * (visible + target * 2) * 384**2 // 4
-        embed = 4 * PATCHES * 2 * PATCH**2 * CHANNELS * 384  # the whole image, whatever is visible
-        return 12 * blocks(PATCHES) + 3 * 12 * blocks(visible) + 3 * 6 * 4 * blocks(visible + target) + ends + embed
+        ends = 2 * (visible + 4 * target) * 384**2  # into the predictor, and out of it
+        embedding = 2 * PATCHES * PATCH**2 * CHANNELS * 384  # of the whole image, whatever is visible
+        context = 12 * blocks(visible) + 6 * 4 * blocks(visible + target) + ends
+        return 12 * blocks(PATCHES) + 3 * context + 3 * embedding
 
     def __call__(self, images: list[Tensor], clock: Clock) -> None:
         with clock.part("data"):
@@ -256,7 +263,7 @@ def collator(path: Path) -> Draw:
 
 def methods_of(options: argparse.Namespace, device: torch.device, dtypes: list[str]) -> list[Method]:
     """All that takes turns; "reference sizes" is sciJEPA at the sizes of the reference."""
-    draw = collator(options.reference) if options.reference else random_masks
+    draw = collator(options.reference) if options.reference else random_masks(*REFERENCE_MASKS)
     methods = []
     for dtype in dtypes:
         if options.reference:
@@ -277,7 +284,7 @@ def methods_of(options: argparse.Namespace, device: torch.device, dtypes: list[s
             if options.compile:
                 for block in [*jepa.encoder.blocks, *jepa.predictor.blocks, *jepa.target_encoder.blocks]:
                     block.compile()
-            ours = Ours(jepa, dtype, device, draw if name == "reference sizes" else random_masks)
+            ours = Ours(jepa, dtype, device, draw if name == "reference sizes" else random_masks(*HALF))
             methods.append(Method(name, dtype, ours, ours.flops))
     return methods
 
@@ -308,7 +315,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for method in methods:
             method.time(images, device)
             seconds = sum(method.seconds[-1].values())
-            print(f"round {number} {method.name} {method.dtype}: {options.batch / seconds:.2f} samples/s", file=sys.stderr)
+            print(
+                f"round {number} {method.name} {method.dtype}: {options.batch / seconds:.2f} samples/s", file=sys.stderr
+            )
     return table(methods, {dtype: statistics.median(found[1:]) for dtype, found in rates.items()}, options.batch)
 
 
@@ -367,6 +376,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write samples/s, matrix_fraction and the table to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     found = measure(options)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))

@@ -42,7 +42,7 @@ class Metrics(lightning.Callback):
     validation
         A few batches of every domain that is not trained on.
     untrained
-        Probe error of every domain with the encoder that the run starts from.
+        What `validate` finds for every domain with the encoder that the run starts from.
     best
         Where the weights with the lowest probe error are kept; None to keep none.
     """
@@ -52,7 +52,7 @@ class Metrics(lightning.Callback):
         path: Path,
         config: RunConfig,
         validation: Mapping[str, Sequence[Item]],
-        untrained: Mapping[str, float],
+        untrained: Mapping[str, Mapping[str, float]],
         best: Path | None,
     ) -> None:
         self.path, self.config, self.validation, self.untrained = path, config, validation, untrained
@@ -101,7 +101,7 @@ class Metrics(lightning.Callback):
             own = diagnose(output) | validate(pl_module.jepa, batches, trainer.precision_plugin.forward_context)
             errors.append(own["probe_error"])
             if step >= training.warmup * training.steps and not (self.warned and not training.stop_on_collapse):
-                collapsed |= warn_of_collapse(_taken(own), step, self.config.objective.target, self.untrained[name])
+                collapsed |= warn_of_collapse(own, step, self.config.objective.target, self.untrained[name])
             numbers |= {f"{name}.{key}": value for key, value in own.items()} if joint else own
         self.warned |= collapsed
         if self.best is not None:
@@ -110,11 +110,6 @@ class Metrics(lightning.Callback):
         with self.path.open("a", newline="") as file:
             file.write(_csv([numbers], header=header))
         return collapsed
-
-
-def _taken(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that could be taken: without windows for validation there is no content."""
-    return {name: value for name, value in numbers.items() if not (name.startswith("content_") and math.isnan(value))}
 
 
 class Best:

@@ -340,5 +340,5 @@ def _nearest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.7) or difflib.get_close_matches(
         name.rpartition(".")[2], [n.rpartition(".")[2] for n in names], n=1, cutoff=0.6
     )
-    full = next((n for n in names if close and n.endswith(close[0])), None)
+    full = next((n for n in names if close and f".{n}".endswith(f".{close[0]}")), None)
     return f"did you mean '{full}'? " if full else ""

@@ -46,9 +46,7 @@ class LatentTransformer:
     >>> make_pipeline(LatentTransformer(model), StandardScaler(), Ridge()).fit("my.zarr", index)  # doctest: +SKIP
     """
 
-    def __init__(
-        self, model: Model, *, pool: str = "area", encoder: str = "target", domain: str | None = None
-    ) -> None:
+    def __init__(self, model: Model, *, pool: str = "area", encoder: str = "target", domain: str | None = None) -> None:
         if pool not in POOLS:
             raise UserError(f"pool must be area or flatten, got '{pool}'.")
         self.model, self.pool, self.encoder, self.domain = model, pool, encoder, domain
@@ -61,7 +59,9 @@ class LatentTransformer:
         """Set parameters by name."""
         unknown = [name for name in parameters if name not in self.get_params()]
         if unknown:
-            raise UserError(f"LatentTransformer has no parameter '{unknown[0]}'; it has {', '.join(self.get_params())}.")
+            raise UserError(
+                f"LatentTransformer has no parameter '{unknown[0]}'; it has {', '.join(self.get_params())}."
+            )
         self.__init__(**{**self.get_params(), **parameters})  # type: ignore[misc]  # checks them again
         return self
 

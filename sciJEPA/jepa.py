@@ -49,8 +49,8 @@ class ObjectiveConfig:
     """Weight of the covariance term; if not given 0.001 for ema, 0.04 for vicreg, and 0 for the others."""
     sigreg: float | None = None
     """Weight of the distance from an isotropic Gaussian; if not given 0.05 for sigreg, and 0 for the others."""
-    slices: int = 256
-    """Random directions in which that distance is taken."""
+    slices: int = 64
+    """Random directions in which that distance is taken, others at every step."""
     over: str = "batch"
     """What these look at: latents of all windows and tokens together (batch), or how those of a place change (time)."""
     teacher: str | None = None

@@ -125,7 +125,7 @@ def sigreg_term(
     seen: Bool[Tensor, " S"] | None = None,
     *,
     windows: int,
-    slices: int = 256,
+    slices: int = 64,
     step: int = 0,
 ) -> Float[Tensor, ""]:
     """How far the latents are from an isotropic Gaussian: mean Epps-Pulley statistic of random projections.

@@ -2,7 +2,8 @@
 
 Arrives: a run folder and a problem. Leaves: `RUN/cache`, from which a finished probe is repeated in seconds and a
 killed one goes on, method by method. A file is known by the model, the content of the archive, and all that its numbers
-depend on. We decided against keeping what comes from an archive in memory: nothing says that it is the same the next time.
+depend on. We decided against keeping what comes from an archive in memory: nothing says that it is the same the next
+time.
 """
 
 import hashlib

@@ -118,7 +118,7 @@ def _step_flops(jepa: JEPA, masker: Masker, domain: str, strategy: str) -> float
 def step_flops(jepa: JEPA, domain: str, context: int, targets: int, scope: int) -> float:
     """Matrix FLOPs of one sample's step with so many visible tokens, targets, and tokens that the target encoder sees.
 
-    A backward pass counts as two forward passes; weights of zero spare the regularisers, which are not counted.
+    A backward pass counts as two forward passes; the regularisers are not counted.
     """
     passes = 3 if jepa.objective.gradient else 1  # a target with gradient goes backward as well
     passes = 0 if jepa.objective.target == "mae" else passes

@@ -35,6 +35,7 @@ from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.loader import BatchStream, WindowReader
 from sciJEPA.losses import LossTerms
 from sciJEPA.masking import Masker
+from sciJEPA.memory import keep_freed_memory
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import open_configured, precision, versions
 from sciJEPA.samples import DataConfig, Splits, split_steps, window_starts
@@ -99,6 +100,7 @@ def _train(config: RunConfig, out: Path, resolved: str, progress: bool) -> Model
         write_whole(out / "config.yaml", resolved)
         write_whole(out / "versions.json", json.dumps(versions(), indent=1) + "\n")
     last, best = out / "checkpoints" / "last.ckpt", out / "checkpoints" / "best.safetensors"
+    keep_freed_memory()
     with _settings(config), _accelerated(jepa, config):
         trainer = _trainer(config, out, data, jepa, progress)
         trainer.fit(_Run(jepa, config), datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -308,7 +310,7 @@ def _trainer(config: RunConfig, out: Path, data: _Batches, jepa: JEPA, progress:
         logging.getLogger(name).setLevel(logging.WARNING)
     validation = {name: part.validation() for name, part in data.parts.items()} if first() else {}
     with alone():  # weights are still those of the start, also in a run that resumes
-        untrained = {name: validate(jepa, batches)["probe_error"] for name, batches in validation.items()}
+        untrained = {name: validate(jepa, batches) for name, batches in validation.items()}
     best = out / "checkpoints" / "best.safetensors" if config.training.keep == "best" else None
     callbacks: list[lightning.Callback] = [
         Metrics(out / "metrics.csv", config, validation, untrained, best),

@@ -41,26 +41,29 @@ def validate(
     precision
         Opens the context in which the model computes.
     """
-    numbers = dict.fromkeys(("validation_loss", "content_online", "content_target", "probe_error"), math.nan)
+    names = ("validation_loss", "content_online", "content_target", "attention_online", "attention_target")
+    numbers = dict.fromkeys((*names, "probe_error"), math.nan)
     if not batches:
-        return numbers | {"attention_online": math.nan, "attention_target": math.nan}
+        return numbers
     tokenizer = jepa.tokenizers[batches[0][0].domain] if batches[0][0].domain else jepa.tokenizer
-    grid, latents, losses = tokenizer.grid, [], []
     tokens = [tokenizer(batch) for batch, _ in batches]
-    past = grid.context_times * grid.per_time
+    probed = tokens[::2]  # half of the batches, apart in time, are enough for the probe
+    issue = [part.span(0, tokenizer.grid.context_times * tokenizer.grid.per_time) for part in probed]
+    salt = jepa.objective.target == "salt"
     with precision():
-        for batch, plan in batches:
-            losses.append(float(jepa(batch, plan).terms.prediction))
-        encoders = {"online": jepa.encoder, "target": jepa.target_encoder}
-        for name, encoder in encoders.items():
-            encoded = torch.cat([encoder.outputs(part.span(0, past), (-1,)).float() for part in tokens])
-            if len(encoded) > 1:
-                numbers[f"content_{name}"] = content(encoded)
-            numbers[f"attention_{name}"] = attention_entropy(encoder, tokens[0].span(0, past))
-        handed_on = jepa.encoder if jepa.objective.target == "salt" else cast(Encoder, jepa.target.module)
-        latents = [handed_on.latents(part.span(0, past)).float() for part in tokens]
+        losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in batches]
+        latents = {}
+        for name, encoder in (("online", jepa.encoder), ("target", cast(Encoder, jepa.target.module))):
+            # The encoder that is handed on sees all of these windows, the other a batch of them.
+            seen = issue if (name == "online") == salt else issue[:1]
+            layers = (-1, *jepa.encoder.latent_layers)
+            latents[name] = torch.cat([encoder.outputs(part, layers).float() for part in seen])
+            if len(latents[name]) > 1:
+                numbers[f"content_{name}"] = content(latents[name][..., : jepa.encoder.width])
+            numbers[f"attention_{name}"] = attention_entropy(encoder, issue[0])
     numbers["validation_loss"] = sum(losses) / len(losses)
-    numbers["probe_error"] = probe_error(torch.cat(latents), tokens, grid)
+    handed_on = latents["online" if salt else "target"][..., jepa.encoder.width :]
+    numbers["probe_error"] = probe_error(handed_on, probed, tokenizer.grid)
     return numbers
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from sciJEPA.encoder import SIZES, Encoder, EncoderConfig
+from sciJEPA.encoder import SIZES, Encoder, EncoderConfig, attend
 from sciJEPA.errors import UserError
 from sciJEPA.tokenizers.base import Tokens
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
@@ -97,6 +97,18 @@ def test_a_sample_without_any_value_yields_numbers(encoder, dtype):
     )
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert encoder(nothing).isfinite().all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_is_that_of_torch(masked):
+    # Sums and weights are rounded to 8 bits: to 0.4 % of values of order one, a few times over.
+    query, key, value = torch.randn(3, 2, 4, N, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.zeros(2, 1, 1, N).masked_fill(torch.arange(N) % 3 == 0, torch.finfo(torch.bfloat16).min / 2)
+    given = mask.bfloat16() if masked else None
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), attn_mask=mask if masked else None
+    )
+    torch.testing.assert_close(attend(query, key, value, given).float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_latents_move_where_a_token_is_moved(encoder):
