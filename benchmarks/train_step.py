@@ -15,8 +15,8 @@ targets, one number for every feature of every target, targets normalised over t
 average, threads, and a process that keeps freed memory, as sciJEPA's training does. What differs: sciJEPA's predictor
 answers all four targets in one pass in which the context is only looked at, where the reference runs a copy of the
 context through its blocks for each target; sciJEPA clips gradients; its attention is fused in float32; its AdamW is
-fused, as in its training, where the reference's is torch's choice, as in its code. The reference's loop is a script that
-cannot be imported: its step is put together here, with torch's multi-tensor call for the moving average on both sides.
+fused, as in its training, where the reference's is torch's choice, as in its code. The reference's loop is a script
+that cannot be imported: its step is put together here, with torch's multi-tensor call for the moving average.
 
 Methods take turns: one step of each in a round, and in every round a matrix product in each precision. Printed are
 medians of the rounds after the first. Model FLOPs are the multiplications and additions of the matrix products that the
@@ -91,14 +91,21 @@ class Method:
     flops: Callable[[], float]
     """Of a sample, in the last step."""
     seconds: list[dict[str, float]] = field(default_factory=list)
+    counted: list[float] = field(default_factory=list)
+    """FLOPs of a sample in each step: masks differ in size."""
 
-    def time(self, images: list[Tensor], device: torch.device) -> None:
+    def time(self, images: list[Tensor], device: torch.device, seed: int) -> float:
+        """Seconds of a step; the seed makes the masks of a round the same for all."""
+        torch.manual_seed(seed)
         clock = Clock(device)
         self.step(images, clock)
         self.seconds.append(clock.seconds)
+        self.counted.append(self.flops())
+        return sum(clock.seconds.values())
 
-    def median(self) -> float:
-        return statistics.median(sum(parts.values()) for parts in self.seconds[1:])
+    def median(self) -> tuple[float, float]:
+        """Seconds of a step, and FLOPs of a sample, without the first round."""
+        return statistics.median(sum(parts.values()) for parts in self.seconds[1:]), statistics.mean(self.counted[1:])
 
 
 # --- sciJEPA ----------------------------------------------------------------------------------------------------------
@@ -252,7 +259,8 @@ def collator(path: Path) -> Draw:
     """The reference's own, which stacks images and draws one context and four targets for each."""
     if not (path / "src" / "masks" / "multiblock.py").exists():
         raise SystemExit(f"{path} is no checkout of facebookresearch/ijepa: it has no src/masks/multiblock.py.")
-    sys.path.insert(0, str(path))
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
     from src.masks.multiblock import MaskCollator  # type: ignore[import-not-found]
 
     return MaskCollator(input_size=(PIXELS, PIXELS), patch_size=PATCH, nenc=1, npred=4, allow_overlap=False, **MASKS)
@@ -263,11 +271,15 @@ def collator(path: Path) -> Draw:
 
 def methods_of(options: argparse.Namespace, device: torch.device, dtypes: list[str]) -> list[Method]:
     """All that takes turns; "reference sizes" is sciJEPA at the sizes of the reference."""
-    draw = collator(options.reference) if options.reference else random_masks(*REFERENCE_MASKS)
+
+    def draw() -> Draw:
+        # A collator each, as it counts its calls.
+        return collator(options.reference) if options.reference else random_masks(*REFERENCE_MASKS)
+
     methods = []
     for dtype in dtypes:
         if options.reference:
-            reference = Reference(dtype, device, draw)
+            reference = Reference(dtype, device, draw())
             methods.append(Method("reference", dtype, reference, reference.flops))
         configs = {
             "reference sizes": (
@@ -284,7 +296,7 @@ def methods_of(options: argparse.Namespace, device: torch.device, dtypes: list[s
             if options.compile:
                 for block in [*jepa.encoder.blocks, *jepa.predictor.blocks, *jepa.target_encoder.blocks]:
                     block.compile()
-            ours = Ours(jepa, dtype, device, draw if name == "reference sizes" else random_masks(*HALF))
+            ours = Ours(jepa, dtype, device, draw() if name == "reference sizes" else random_masks(*HALF))
             methods.append(Method(name, dtype, ours, ours.flops))
     return methods
 
@@ -313,11 +325,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for dtype in dtypes:
             rates[dtype].append(matrix_rate(dtype, device))
         for method in methods:
-            method.time(images, device)
-            seconds = sum(method.seconds[-1].values())
-            print(
-                f"round {number} {method.name} {method.dtype}: {options.batch / seconds:.2f} samples/s", file=sys.stderr
-            )
+            speed = options.batch / method.time(images, device, seed=number)
+            print(f"round {number} {method.name} {method.dtype}: {speed:.2f} samples/s", file=sys.stderr)
     return table(methods, {dtype: statistics.median(found[1:]) for dtype, found in rates.items()}, options.batch)
 
 
@@ -329,10 +338,11 @@ def table(methods: list[Method], rates: dict[str, float], batch: int) -> dict[st
     print(f"{'':<17}{'':<10}{'samples/s':>10}{'tokens/s':>10}{'GFLOP':>8}{'GFLOP/s':>9}{'of matrix':>10}{parts}")
     sizes: dict[str, dict[str, Any]] = {}
     for method in methods:
-        speed, flops = batch / method.median(), method.flops()
+        seconds, flops = method.median()
+        speed = batch / seconds
         fraction = flops * speed / rates[method.dtype]
         split = {part: statistics.median(s[part] for s in method.seconds[1:]) for part in PARTS}
-        shown = "".join(f"{seconds * 1e3:>14.0f}" for seconds in split.values())
+        shown = "".join(f"{spent * 1e3:>14.0f}" for spent in split.values())
         print(
             f"{method.name:<17}{method.dtype:<10}{speed:>10.2f}{speed * PATCHES:>10.0f}{flops / 1e9:>8.2f}"
             f"{flops * speed / 1e9:>9.0f}{fraction:>10.0%}{shown}"

@@ -1,4 +1,4 @@
-"""Sphinx: plain Markdown pages, the reference from docstrings, and the notebooks of `analysis/` as they are committed."""
+"""Sphinx: pages in Markdown, the reference from docstrings, and the notebooks of `analysis/` as they are committed."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def show_equations(app: object, what: str, name: str, obj: object, options: obje
         if opens and number < min(sections, default=len(lines)) and not _inside(shown):
             shown += ["::", ""]
         literal = line.startswith("    ") or "`" in line
-        shown.append(line if literal else re.sub(r"(?<![*\w])\*(?=space)|\|", r"\\\g<0>", line))
+        shown.append(line if literal else re.sub(r"(?<!\*)\*(?=space)|[|]", lambda found: "\\" + found.group(), line))
     lines[:] = shown
 
 

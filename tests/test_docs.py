@@ -145,20 +145,8 @@ def test_commands_that_are_not_run_exist_all_the_same() -> None:
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     for name in ("sphinx", "myst_nb", "furo"):
         pytest.importorskip(name)
-    words = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-b",
-        "html",
-        str(DOCS),
-        str(tmp_path / "html"),
-    ]
-    done = subprocess.run(
-        [*words, str(tmp_path / "html"), "-d", str(tmp_path / "trees")], capture_output=True, text=True, timeout=300
-    )
+    out, trees = str(tmp_path / "html"), str(tmp_path / "trees")
+    words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", trees, str(DOCS), out]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Ridge" in (tmp_path / "html/reference/forecasts.html").read_text()
