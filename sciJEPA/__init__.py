@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from sciJEPA.doctor import doctor
     from sciJEPA.errors import UserError
     from sciJEPA.forecast import ForecastProbe, forecast, skill
+    from sciJEPA.forecasting.verification import score
     from sciJEPA.hub import Model, load
     from sciJEPA.inspection import inspect
+    from sciJEPA.judging.protocols import protocol
     from sciJEPA.latents import embed
     from sciJEPA.panel import probe
     from sciJEPA.prepare import prepare
     from sciJEPA.pretrain import pretrain
-    from sciJEPA.protocols import protocol
     from sciJEPA.report import report
-    from sciJEPA.verification import score
 
 _HOME = {
     "Archive": "archive",
@@ -45,9 +45,9 @@ _HOME = {
     "prepare": "prepare",
     "pretrain": "pretrain",
     "probe": "panel",
-    "protocol": "protocols",
+    "protocol": "judging.protocols",
     "report": "report",
-    "score": "verification",
+    "score": "forecasting.verification",
     "skill": "forecast",
 }
 

@@ -50,14 +50,14 @@ class JepaAccessor:
         return inspect(self._ds, **options)
 
     def tokens(self, how: "RunConfig | Model | str", **options: Any) -> xr.Dataset:
-        """Where and when the tokens of a window are, for a model or a configuration; see `sciJEPA.views.tokens`."""
-        from sciJEPA.views import tokens
+        """Where and when the tokens of a window are, for a model or a configuration: `explore.views.tokens`."""
+        from sciJEPA.explore.views import tokens
 
         return tokens(self._ds, how, **options)
 
     def mask(self, model: "Model", time: object, **options: Any) -> xr.Dataset:
-        """A window of this dataset under a mask; see `sciJEPA.views.mask`."""
-        from sciJEPA.views import mask
+        """A window of this dataset under a mask; see `sciJEPA.explore.views.mask`."""
+        from sciJEPA.explore.views import mask
 
         return mask(self._ds, model, time, **options)
 

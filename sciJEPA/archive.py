@@ -34,9 +34,9 @@ from sciJEPA.axes import (
     time_label,
 )
 from sciJEPA.errors import UserError
-from sciJEPA.faults import AbsentChunks
 from sciJEPA.space import Space, find_space
-from sciJEPA.stores import open_store
+from sciJEPA.storage.faults import AbsentChunks
+from sciJEPA.storage.stores import open_store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,8 @@ def decode_time(ds: xr.Dataset, source: str, axis: Axis) -> tuple[xr.Dataset, pd
 def hours_per_number(ds: xr.Dataset, axis: Axis) -> tuple[float, str]:
     """Hours in one unit of a numeric time axis, and the unit; numbers of unknown unit count as days."""
     units = str(ds[axis.coordinate].attrs.get("units", "")) if axis.coordinate in ds.variables else ""
-    word = (units.lower().split() or [""])[0].rstrip("s")
+    word = (units.lower().split() or [""])[0]
+    word = "sec" if word == "s" else word.rstrip("s")
     word = UNIT_SYNONYMS.get(word, word)
     return (HOURS_PER_UNIT[word], word) if word in HOURS_PER_UNIT else (24.0, "unknown, taken as day")
 
@@ -275,7 +276,7 @@ def _degrees(ds: xr.Dataset, source: str, axis: Axis) -> np.ndarray:
 
 
 def level_of(ds: xr.Dataset) -> np.ndarray:
-    """Values of the level axis, shape (levels,): pressure in hPa, others in their own units; 0, 1, ... if no numbers."""
+    """Values of the level axis, shape (levels,): pressure in hPa, else in own units; 0, 1, ... if no numbers."""
     axis = find_axis(ds, "level")
     if axis is None:
         return np.zeros(0)

@@ -172,7 +172,7 @@ def _probe(options: argparse.Namespace) -> str:
 
 def _forecast(options: argparse.Namespace) -> str:
     _check_place(options.out)
-    from sciJEPA.issuing import forecast
+    from sciJEPA.forecasting.issuing import forecast
 
     names = ("init", "lead", "method", "probe", "out", "seed")
     found = forecast(options.model, options.archive, **{name: getattr(options, name) for name in names})
@@ -181,9 +181,9 @@ def _forecast(options: argparse.Namespace) -> str:
 
 def _score(options: argparse.Namespace) -> str:
     from sciJEPA.archive import open_archive
+    from sciJEPA.forecasting.verification import score
     from sciJEPA.panel import units_of
     from sciJEPA.scores import format_table
-    from sciJEPA.verification import score
 
     if options.out is not None:
         _check_place(options.out)
@@ -200,7 +200,7 @@ def _report(options: argparse.Namespace) -> str:
 
 
 def _protocol(options: argparse.Namespace) -> str:
-    from sciJEPA.protocols import protocol
+    from sciJEPA.judging.protocols import protocol
 
     if options.out is not None:
         _check_place(options.out)

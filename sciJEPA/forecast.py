@@ -15,10 +15,9 @@ import pandas as pd
 import xarray as xr
 
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.baselines import Climatology, DampedPersistence, Forecaster, Persistence, fields
 from sciJEPA.errors import UserError
-from sciJEPA.issuing import forecast
-from sciJEPA.labelling import (
+from sciJEPA.forecasting.issuing import forecast
+from sciJEPA.forecasting.labelling import (
     issue_steps,
     label_fields,
     latent_rows,
@@ -35,6 +34,7 @@ from sciJEPA.labelling import (
     to_dataset,
     with_outcome,
 )
+from sciJEPA.judging.baselines import Climatology, DampedPersistence, Forecaster, Persistence, fields
 from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.probes import STRENGTHS, Ridge

@@ -15,7 +15,7 @@ import xarray as xr
 
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
-from sciJEPA.explore_states import Latents, pool, state
+from sciJEPA.explore.states import Latents, pool, state
 from sciJEPA.hub import Model
 from sciJEPA.latents import embed
 from sciJEPA.samples import window_starts

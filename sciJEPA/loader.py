@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from sciJEPA.archive import Archive
-from sciJEPA.chunks import ChunkReader, Reading, in_archive_order
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.normalize import Normalizer, calendar_features
 from sciJEPA.samples import epoch_order, require_batch
+from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order
 from sciJEPA.tokenizers.base import Batch
 
 BLOCKS = 64

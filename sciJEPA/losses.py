@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from sciJEPA.distributed import all_sum
+from sciJEPA.training.distributed import all_sum
 
 FURTHEST, POINTS = 5.0, 8
 """Where characteristic functions are compared: at 5/8, 10/8, ..., 5. They are even, and agree at 0."""

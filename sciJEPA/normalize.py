@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.chunks import ChunkReader, in_archive_order
 from sciJEPA.errors import UserError
 from sciJEPA.moments import Moments, scratch, tiles
 from sciJEPA.samples import Ranges, contiguous
+from sciJEPA.storage.chunks import ChunkReader, in_archive_order
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2

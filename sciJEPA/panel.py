@@ -18,9 +18,13 @@ import xarray as xr
 from tqdm import tqdm
 
 from sciJEPA.archive import Archive
-from sciJEPA.baselines import Forecaster
-from sciJEPA.comparison import COLUMNS
-from sciJEPA.controls import (
+from sciJEPA.errors import UserError
+from sciJEPA.folders import complete_folder, refuse_existing
+from sciJEPA.forecasting.labelling import lead_label, lead_steps, to_dataset
+from sciJEPA.forecasting.rollout import LatentRollout
+from sciJEPA.hub import Domain, Model, load
+from sciJEPA.judging.baselines import Forecaster
+from sciJEPA.judging.controls import (
     CEILINGS,
     CONTROLS,
     JUDGED,
@@ -31,17 +35,13 @@ from sciJEPA.controls import (
     judged_methods,
     run_configuration,
 )
-from sciJEPA.errors import UserError
-from sciJEPA.folders import complete_folder, refuse_existing
-from sciJEPA.hub import Domain, Model, load
-from sciJEPA.labelling import lead_label, lead_steps, to_dataset
+from sciJEPA.judging.panel_cache import open_cache
+from sciJEPA.judging.problem import Errors, Problem
 from sciJEPA.latents import time_encoding
-from sciJEPA.panel_cache import open_cache
-from sciJEPA.problem import Errors, Problem
-from sciJEPA.rollout import LatentRollout
-from sciJEPA.score_table import LATENTS
 from sciJEPA.scores import MethodErrors, score_rows
-from sciJEPA.significance import p_value_rows
+from sciJEPA.scoring.comparison import COLUMNS
+from sciJEPA.scoring.score_table import LATENTS
+from sciJEPA.scoring.significance import p_value_rows
 
 __all__ = ["CONTROLS", "JUDGED", "PROBES", "QUICK", "opened_problem", "probe", "units_of"]
 

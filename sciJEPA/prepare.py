@@ -28,13 +28,13 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.axes import time_label
 from sciJEPA.cards import Card, CardSplits, find_card, load_card, unknown_dataset
-from sciJEPA.chunked_copy import HIDDEN, Copier, Journal, Layout, lay_out, layouts, regions, reveal
 from sciJEPA.errors import UserError
 from sciJEPA.folders import refuse_existing
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.samples import DataConfig, Ranges, split_steps
 from sciJEPA.saved_statistics import DESCRIPTION, write_statistics
-from sciJEPA.sources import EXTRA, Opened, open_source
+from sciJEPA.storage.chunked_copy import HIDDEN, Copier, Journal, Layout, lay_out, layouts, regions, reveal
+from sciJEPA.storage.sources import EXTRA, Opened, open_source
 
 CODECS_AND_READERS = ("sciJEPA", "dask", "numcodecs", "numpy", "xarray", "zarr")
 

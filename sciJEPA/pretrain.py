@@ -26,9 +26,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.checkpoint import checkpoint
 
 from sciJEPA.archive import Archive
-from sciJEPA.callbacks import AtomicFile, Bar, Best, Checkpoint, Item, Metrics, write_whole
 from sciJEPA.config import RunConfig, config_to_yaml
-from sciJEPA.distributed import alone, first, launch, launched, touch
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Domain, Model, build_jepa, load, tokenizers_of
 from sciJEPA.jepa import JEPA, StepOutput
@@ -40,9 +38,11 @@ from sciJEPA.normalize import fit_normalizer
 from sciJEPA.plan import open_configured, precision, versions
 from sciJEPA.samples import DataConfig, Splits, split_steps, window_starts
 from sciJEPA.saved_statistics import read_statistics
-from sciJEPA.schedules import learning_rate_factor, weight_decay_at
 from sciJEPA.target import momentum
-from sciJEPA.validation import validate
+from sciJEPA.training.callbacks import AtomicFile, Bar, Best, Checkpoint, Item, Metrics, write_whole
+from sciJEPA.training.distributed import alone, first, launch, launched, touch
+from sciJEPA.training.schedules import learning_rate_factor, weight_decay_at
+from sciJEPA.training.validation import validate
 
 VALIDATION_BATCHES = 4
 

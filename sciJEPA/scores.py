@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from sciJEPA.comparison import MethodErrors, score_rows, skill_score
 from sciJEPA.errors import UserError
-from sciJEPA.intervals import block_bootstrap, block_length
-from sciJEPA.score_table import format_markdown, format_table
+from sciJEPA.scoring.comparison import MethodErrors, score_rows, skill_score
+from sciJEPA.scoring.intervals import block_bootstrap, block_length
+from sciJEPA.scoring.score_table import format_markdown, format_table
 from sciJEPA.space import latitude_weights
 
 __all__ = [

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sciJEPA.distributed import all_sum
+from sciJEPA.training.distributed import all_sum
 
 
 def momentum(half_life: float, steps: int) -> float:

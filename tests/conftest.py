@@ -14,7 +14,17 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The shapes in the signatures are enforced in tests; running code does without (the checks fight torch.compile).
-SHAPED = ("positions", "tokenizers", "encoder", "predictor", "target", "losses", "jepa", "probe_mlp", "probe_attentive")
+SHAPED = (
+    "positions",
+    "tokenizers",
+    "encoder",
+    "predictor",
+    "target",
+    "losses",
+    "jepa",
+    "probing.mlp",
+    "probing.attentive",
+)
 install_import_hook([f"sciJEPA.{name}" for name in SHAPED], "runtime_types.check")
 
 if TYPE_CHECKING:

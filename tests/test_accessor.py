@@ -37,8 +37,8 @@ def test_registering_imports_no_torch() -> None:
     ("door", "module", "arguments"),
     [
         ("energy", "sciJEPA.latents", ("model",)),
-        ("tokens", "sciJEPA.views", ("model",)),
-        ("mask", "sciJEPA.views", ("model", "2001-01-03")),
+        ("tokens", "sciJEPA.explore.views", ("model",)),
+        ("mask", "sciJEPA.explore.views", ("model", "2001-01-03")),
     ],
 )
 def test_every_door_opens_one_function(

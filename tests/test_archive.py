@@ -127,7 +127,7 @@ def test_folder_of_files_is_joined_in_time(tmp_path: Path, pattern: str) -> None
 
 def test_folder_reads_pieces_and_not_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One step of z is 4 x 8 x 4 bytes = 128 bytes, so pieces of 400 bytes hold three steps.
-    monkeypatch.setattr("sciJEPA.stores.BYTES_PER_PIECE", 400)
+    monkeypatch.setattr("sciJEPA.storage.stores.BYTES_PER_PIECE", 400)
     small_dataset().to_netcdf(tmp_path / "a.nc", unlimited_dims=[])
     assert open_archive(tmp_path).chunk_steps == 3
 

@@ -2,10 +2,18 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import sciJEPA.baselines as home
+import sciJEPA.judging.baselines as home
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.baselines import Climatology, DampedPersistence, EOFRidge, Persistence, fields, leading_patterns, windows
 from sciJEPA.forecast import target_weights
+from sciJEPA.judging.baselines import (
+    Climatology,
+    DampedPersistence,
+    EOFRidge,
+    Persistence,
+    fields,
+    leading_patterns,
+    windows,
+)
 from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.probes import rows_of

@@ -11,7 +11,7 @@ import yaml
 from sciJEPA.cards import RemoteFile, find_card, list_cards, load_card
 from sciJEPA.errors import UserError
 from sciJEPA.resources import datasets_folder
-from sciJEPA.sources import select, simulate
+from sciJEPA.storage.sources import select, simulate
 
 
 def test_a_card_is_found_by_its_name() -> None:

@@ -23,10 +23,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr import codecs as z3
 
-from sciJEPA import chunk_storage, chunks
 from sciJEPA.archive import open_archive
-from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
+from sciJEPA.storage import chunk_storage, chunks
+from sciJEPA.storage.chunks import ChunkReader
 
 STEPS, LEVELS, ROWS, COLUMNS = 21, 3, 6, 8
 SIZES = {"time": STEPS, "level": LEVELS, "lat": ROWS, "lon": COLUMNS, "surface": 1}
@@ -472,7 +472,7 @@ def test_a_reader_survives_a_fork(tmp_path: Path) -> None:
     """The pool's threads do not exist in a forked child, where its queue would be waited for without end."""
     path = to_zarr(dataset(z=field(("time", "lat", "lon"))), tmp_path / "a.zarr", chunks=(4, 6, 8))
     code = (
-        "import os, sys; from sciJEPA.archive import open_archive; from sciJEPA.chunks import ChunkReader\n"
+        "import os, sys; from sciJEPA.archive import open_archive; from sciJEPA.storage.chunks import ChunkReader\n"
         f"reader = ChunkReader(open_archive({path!r})); before = reader.read(0, 9)\n"
         "pid = os.fork()\n"
         "if pid == 0: os._exit(0 if (reader.read(0, 9) == before).all() else 1)\n"
@@ -484,7 +484,7 @@ def test_a_reader_survives_a_fork(tmp_path: Path) -> None:
 def test_no_global_state_of_blosc_is_changed() -> None:
     """zarr-python switches Blosc's own threads off when its codec is imported; we leave them as they are."""
     code = (
-        "import numcodecs.blosc as b; import sciJEPA.chunks, sciJEPA.chunks_zarr, sys\n"
+        "import numcodecs.blosc as b; import sciJEPA.storage.chunks, sciJEPA.storage.chunks_zarr, sys\n"
         "assert b.use_threads is None or 'zarr.codecs.blosc' in sys.modules, b.use_threads"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

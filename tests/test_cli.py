@@ -621,7 +621,7 @@ def test_own_failure_shows_itself(scijepa: Command, monkeypatch: pytest.MonkeyPa
 def test_libraries_cannot_reach_stdout(scijepa: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import warnings
 
-    from sciJEPA.monitor import CollapseWarning
+    from sciJEPA.training.monitor import CollapseWarning
 
     def talk() -> dict[str, float]:
         print("GPU available: no")

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from tiny import changed, joint_config, tiny_config
 
 from sciJEPA.config import RunConfig
-from sciJEPA.distributed import all_sum, alone, gather, launch, touch, world
 from sciJEPA.errors import UserError
 from sciJEPA.hub import load
 from sciJEPA.pretrain import pretrain
+from sciJEPA.training.distributed import all_sum, alone, gather, launch, touch, world
 
 OBJECTIVES: list[dict[str, Any]] = [
     {"target": "ema"},

@@ -9,8 +9,8 @@ from sciJEPA.errors import UserError
 from sciJEPA.explore import intrinsic_dimension, rank
 from sciJEPA.hub import Model
 from sciJEPA.latents import embed
-from sciJEPA.monitor import effective_rank
 from sciJEPA.synthetic import travelling_waves
+from sciJEPA.training.monitor import effective_rank
 
 
 def points(values: np.ndarray) -> xr.DataArray:

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from sciJEPA import explore_states as home
 from sciJEPA.errors import UserError
 from sciJEPA.explore import on_map, pool
+from sciJEPA.explore import states as home
 from sciJEPA.hub import Model
 from sciJEPA.latents import embed
 from sciJEPA.synthetic import travelling_waves
@@ -146,6 +146,6 @@ def test_days_mean_nothing_where_times_are_numbers() -> None:
 def test_the_examples_in_the_docstrings_run(name: str) -> None:
     import importlib
 
-    result = doctest.testmod(importlib.import_module(f"sciJEPA.explore_{name}"))
+    result = doctest.testmod(importlib.import_module(f"sciJEPA.explore.{name}"))
     assert result.attempted > 0
     assert result.failed == 0

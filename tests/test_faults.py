@@ -14,18 +14,18 @@ import xarray as xr
 from remote_servers import Server, serving
 
 from sciJEPA.archive import open_archive
-from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
-from sciJEPA.faults import AbsentChunks, may_pass, with_retries
+from sciJEPA.storage.chunks import ChunkReader
+from sciJEPA.storage.faults import AbsentChunks, may_pass, with_retries
 
 STEPS, ROWS, COLUMNS = 12, 4, 8
 
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sciJEPA.faults.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("sciJEPA.faults.TRY_SECONDS", 0.3)
-    monkeypatch.setattr("sciJEPA.faults.TOTAL_SECONDS", 1.0)
+    monkeypatch.setattr("sciJEPA.storage.faults.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sciJEPA.storage.faults.TRY_SECONDS", 0.3)
+    monkeypatch.setattr("sciJEPA.storage.faults.TOTAL_SECONDS", 1.0)
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score
 
-import sciJEPA.index_probes as home
+import sciJEPA.probing.index as home
 from sciJEPA.errors import UserError
-from sciJEPA.index_probes import ClassificationProbe, RegressionProbe
-from sciJEPA.index_samples import hold_out, sample_rows
-from sciJEPA.logistic import Logistic
 from sciJEPA.probes import rows_of
+from sciJEPA.probing.index import ClassificationProbe, RegressionProbe
+from sciJEPA.probing.index_samples import hold_out, sample_rows
+from sciJEPA.probing.logistic import Logistic
 
 
 def latents(count: int = 400, tokens: int = 6, latent: int = 3) -> xr.Dataset:

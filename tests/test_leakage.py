@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-import sciJEPA.leakage as home
+import sciJEPA.judging.leakage as home
 from sciJEPA.errors import UserError
-from sciJEPA.latents import embed
-from sciJEPA.leakage import (
+from sciJEPA.judging.leakage import (
     only_at,
     refuse_hindsight,
     refuse_leaky_latents,
@@ -16,11 +15,12 @@ from sciJEPA.leakage import (
     refuse_shared_times,
     refuse_statistics,
 )
-from sciJEPA.probe_analogs import Analogs
-from sciJEPA.probe_attentive import Attentive
-from sciJEPA.probe_mlp import MLP
-from sciJEPA.probe_training import TrainingOptions
+from sciJEPA.latents import embed
 from sciJEPA.probes import Ridge, rows_of
+from sciJEPA.probing.analogs import Analogs
+from sciJEPA.probing.attentive import Attentive
+from sciJEPA.probing.mlp import MLP
+from sciJEPA.probing.training import TrainingOptions
 from sciJEPA.synthetic import travelling_waves
 
 

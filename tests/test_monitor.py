@@ -6,7 +6,7 @@ import torch
 
 from sciJEPA.jepa import StepOutput
 from sciJEPA.losses import LossTerms
-from sciJEPA.monitor import (
+from sciJEPA.training.monitor import (
     ADVICE,
     FLOORS,
     CollapseWarning,

@@ -7,7 +7,6 @@ import xarray as xr
 
 from sciJEPA import moments, normalize
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
 from sciJEPA.moments import GAP_RIDGE
 from sciJEPA.normalize import (
@@ -19,6 +18,7 @@ from sciJEPA.normalize import (
     progress,
     read_blocks,
 )
+from sciJEPA.storage.chunks import ChunkReader
 from sciJEPA.synthetic import travelling_waves
 
 

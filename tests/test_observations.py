@@ -9,9 +9,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sciJEPA import observations
 from sciJEPA.errors import UserError
-from sciJEPA.observations import grid_observations
+from sciJEPA.storage import observations
+from sciJEPA.storage.observations import grid_observations
 
 
 def gridded(times: list[str] | pd.Index, stations: list[int] | None = None, cadence: str | None = None) -> xr.Dataset:

@@ -6,16 +6,16 @@ import pytest
 import xarray as xr
 from tiny import tiny_config
 
-import sciJEPA.baselines
+import sciJEPA.judging.baselines
+import sciJEPA.judging.panel_cache
 import sciJEPA.latents
-import sciJEPA.panel_cache
 import sciJEPA.probes
-from sciJEPA.comparison import COLUMNS
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
 from sciJEPA.panel import JUDGED, QUICK, probe
 from sciJEPA.pretrain import pretrain
 from sciJEPA.scores import latitude_weights
+from sciJEPA.scoring.comparison import COLUMNS
 from sciJEPA.synthetic import travelling_waves
 
 METHODS = [*(name for name in QUICK if name != "seasonal_naive"), *JUDGED]
@@ -121,7 +121,7 @@ def test_the_same_again(panel: tuple[pd.DataFrame, Path], model: Model) -> None:
 def test_blocks_are_invisible(
     panel: tuple[pd.DataFrame, Path], model: Model, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sciJEPA.baselines, sciJEPA.probes):
+    for module in (sciJEPA.judging.baselines, sciJEPA.probes):
         monkeypatch.setattr(module, "BLOCK_ROWS", 7)
     again = probe(model, waves, lead=["1D", "3D"], controls="quick", out=tmp_path / "probe", progress=False)
     np.testing.assert_allclose(rmse(again), rmse(panel[0]), rtol=2e-3)
@@ -291,7 +291,7 @@ def test_a_calendar_of_360_days(tmp_path: Path) -> None:
 def test_latents_too_large_for_memory_go_through_the_folder(
     panel: tuple[pd.DataFrame, Path], model: Model, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sciJEPA.panel_cache, sciJEPA.latents):
+    for module in (sciJEPA.judging.panel_cache, sciJEPA.latents):
         monkeypatch.setattr(module, "MEMORY_LIMIT", 1000)
     rows = probe(model, waves, lead=["1D", "3D"], controls="quick", out=tmp_path / "probe", progress=False)
     np.testing.assert_allclose(rmse(rows), rmse(panel[0]), rtol=1e-4)

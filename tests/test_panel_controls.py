@@ -9,16 +9,16 @@ import xarray as xr
 from tiny import tiny_config
 
 from sciJEPA.archive import open_archive
-from sciJEPA.baselines import SeasonalNaive, cycle_steps, fields, patch_components, windows
-from sciJEPA.controls import CONTROLS, JUDGED, QUICK, Methods, chosen_controls, run_configuration
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, load
+from sciJEPA.judging.baselines import SeasonalNaive, cycle_steps, fields, patch_components, windows
+from sciJEPA.judging.controls import CONTROLS, JUDGED, QUICK, Methods, chosen_controls, run_configuration
+from sciJEPA.judging.panel_cache import fingerprint, open_cache
 from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.panel import opened_problem, probe
-from sciJEPA.panel_cache import fingerprint, open_cache
 from sciJEPA.pretrain import pretrain
-from sciJEPA.score_table import format_table
+from sciJEPA.scoring.score_table import format_table
 from sciJEPA.synthetic import travelling_waves
 
 LEADS = ["1D", "3D"]

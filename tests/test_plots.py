@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 
 from sciJEPA import plots
 from sciJEPA.errors import UserError
-from sciJEPA.score_table import METHOD_TITLES
+from sciJEPA.scoring.score_table import METHOD_TITLES
 
 
 def skill_rows(variables=("t2m",), leads=("1D", "3D"), methods=("persistence", "climatology", "jepa_target")):

@@ -9,10 +9,11 @@ import xarray as xr
 
 pytest.importorskip("matplotlib")
 
-from sciJEPA import plots, plots_latents
+from sciJEPA import plots
 from sciJEPA.errors import UserError
 from sciJEPA.explore import regimes
-from sciJEPA.spectra import compare_spectra
+from sciJEPA.plots import latents as plots_latents
+from sciJEPA.scoring.spectra import compare_spectra
 
 
 def placed(count: int = 30) -> xr.DataArray:

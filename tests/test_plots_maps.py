@@ -9,8 +9,10 @@ import xarray as xr
 
 pytest.importorskip("matplotlib")
 
-from sciJEPA import plot_looks, plots, plots_maps
+from sciJEPA import plots
 from sciJEPA.errors import UserError
+from sciJEPA.plots import looks as plot_looks
+from sciJEPA.plots import maps as plots_maps
 
 
 def field(panels: int = 5) -> xr.DataArray:

@@ -19,15 +19,16 @@ import xarray as xr
 import yaml
 from safetensors.numpy import load_file
 
-from sciJEPA import chunked_copy, cli
+from sciJEPA import cli
 from sciJEPA import prepare as prepare_
 from sciJEPA.archive import open_archive
 from sciJEPA.cards import load_card
-from sciJEPA.chunked_copy import Journal, Region
 from sciJEPA.errors import UserError
 from sciJEPA.normalize import fit_normalizer
 from sciJEPA.prepare import PrepareWarning
 from sciJEPA.resources import datasets_folder
+from sciJEPA.storage import chunked_copy
+from sciJEPA.storage.chunked_copy import Journal, Region
 from sciJEPA.synthetic import travelling_waves
 
 prepare = functools.partial(prepare_, progress=False)
@@ -338,7 +339,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(
 KILLED = textwrap.dedent(
     """
     import os, signal, sys
-    import sciJEPA.chunked_copy as home
+    import sciJEPA.storage.chunked_copy as home
     import sciJEPA.prepare as verb
 
     moment, source, out = sys.argv[1:]

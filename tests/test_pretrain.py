@@ -27,10 +27,10 @@ from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
 from sciJEPA.jepa import StepOutput
 from sciJEPA.losses import LossTerms
-from sciJEPA.monitor import SPREAD_FLOOR, CollapseWarning
 from sciJEPA.panel import probe
 from sciJEPA.pretrain import pretrain
 from sciJEPA.synthetic import travelling_waves
+from sciJEPA.training.monitor import SPREAD_FLOOR, CollapseWarning
 
 
 class Runs:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-import sciJEPA.principal as home
 import sciJEPA.probes
+import sciJEPA.probing.principal as home
 from sciJEPA.errors import UserError
-from sciJEPA.principal import principal_axes
 from sciJEPA.probes import rows_of
+from sciJEPA.probing.principal import principal_axes
 
 TRAIN = np.arange(80)
 

@@ -3,8 +3,8 @@ import pytest
 from sklearn.neighbors import KNeighborsRegressor
 
 import sciJEPA.probes
-from sciJEPA.probe_analogs import Analogs
 from sciJEPA.probes import Ridge, Rows, rows_of
+from sciJEPA.probing.analogs import Analogs
 
 TRAIN, VALIDATION, TEST = np.arange(600), np.arange(600, 750), np.arange(750, 900)
 

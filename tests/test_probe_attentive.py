@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from sciJEPA.errors import UserError
-from sciJEPA.probe_attentive import Attentive
-from sciJEPA.probe_training import TrainingOptions
 from sciJEPA.probes import Ridge, rows_of
+from sciJEPA.probing.attentive import Attentive
+from sciJEPA.probing.training import TrainingOptions
 
 TOKENS, LATENT = 12, 4
 TRAIN, VALIDATION, TEST = np.arange(600), np.arange(600, 800), np.arange(800, 1000)

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from sciJEPA.errors import UserError
-from sciJEPA.probe_mlp import MLP
-from sciJEPA.probe_training import TargetComponents, TrainingOptions, batches, kept_in_memory
 from sciJEPA.probes import Ridge, Rows, rows_of
+from sciJEPA.probing.mlp import MLP
+from sciJEPA.probing.training import TargetComponents, TrainingOptions, batches, kept_in_memory
 
 TRAIN, VALIDATION, TEST = np.arange(500), np.arange(500, 700), np.arange(700, 900)
 FAST = TrainingOptions(epochs=60, learning_rate=1e-2)
@@ -87,7 +87,7 @@ def test_neither_features_nor_truth_of_test_times_are_read() -> None:
 def test_rows_too_large_for_memory_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     features, target = product()
     kept = fit(features, [target]).predict(TEST)[0]
-    monkeypatch.setattr("sciJEPA.probe_training.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("sciJEPA.probing.training.MEMORY_LIMIT", 0)
     np.testing.assert_array_equal(fit(features, [target]).predict(TEST)[0], kept)
 
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from sciJEPA.archive import open_archive
-from sciJEPA.baselines import Persistence, fields
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
+from sciJEPA.judging.baselines import Persistence, fields
+from sciJEPA.judging.problem import LEAST_TIMES, Problem, narrowed, thinned
 from sciJEPA.probes import Ridge
-from sciJEPA.problem import LEAST_TIMES, Problem, narrowed, thinned
 from sciJEPA.synthetic import travelling_waves
 
 
@@ -41,7 +41,7 @@ def test_errors_are_those_by_hand(problem: Problem) -> None:
 def test_wide_features_are_narrowed_to_what_varies(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     features = fields(problem.reader)
     whole = problem.judge(problem.fit(Ridge(), features)).squared_error
-    monkeypatch.setattr("sciJEPA.problem.WIDEST", 100)  # of 128 values and 136 training times
+    monkeypatch.setattr("sciJEPA.judging.problem.WIDEST", 100)  # of 128 values and 136 training times
     assert narrowed(features, problem.train).width == 128
     np.testing.assert_allclose(problem.judge(problem.fit(Ridge(), features)).squared_error, whole, rtol=1e-2)
 
@@ -49,7 +49,7 @@ def test_wide_features_are_narrowed_to_what_varies(problem: Problem, monkeypatch
 def test_blocks_are_invisible(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     method = Persistence(problem.reader, problem.leads)
     whole = problem.judge(method)
-    monkeypatch.setattr("sciJEPA.problem.JUDGED_VALUES", 256 * 7)  # two leads of 128 values, so 7 times
+    monkeypatch.setattr("sciJEPA.judging.problem.JUDGED_VALUES", 256 * 7)  # two leads of 128 values, so 7 times
     assert [len(block) for block in problem.blocks(problem.test)] == [7, 7, 7, 7, 7, 1]
     np.testing.assert_array_equal(problem.judge(method).squared_error, whole.squared_error)
 

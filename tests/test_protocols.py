@@ -7,12 +7,20 @@ import xarray as xr
 from tiny import tiny_config
 
 from sciJEPA.archive import open_archive
-from sciJEPA.baselines import Persistence
 from sciJEPA.errors import UserError
+from sciJEPA.judging.baselines import Persistence
+from sciJEPA.judging.protocol_ett import Series, ett, linear_errors
+from sciJEPA.judging.protocols import (
+    issued_at,
+    protocol,
+    trajectory_parameters,
+    vrmse_of,
+    weatherbench,
+    well,
+    well_leads,
+)
 from sciJEPA.panel import opened_problem
 from sciJEPA.pretrain import pretrain
-from sciJEPA.protocol_ett import Series, ett, linear_errors
-from sciJEPA.protocols import issued_at, protocol, trajectory_parameters, vrmse_of, weatherbench, well, well_leads
 from sciJEPA.synthetic import travelling_waves
 
 ROWS = (300, 100, 100)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import sciJEPA.regions as home
+import sciJEPA.scoring.regions as home
 from sciJEPA.errors import UserError
-from sciJEPA.regions import REGIONS, Region, regional, season_of, seasonal
 from sciJEPA.scores import anomaly_correlation, latitude_weights, rmse, squared_error
+from sciJEPA.scoring.regions import REGIONS, Region, regional, season_of, seasonal
 
 LATITUDE, LONGITUDE = np.arange(-75.0, 90, 30), np.arange(0.0, 360, 60)
 

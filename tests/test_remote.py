@@ -16,9 +16,9 @@ import xarray as xr
 from remote_servers import Server, serving
 
 from sciJEPA.archive import Archive, open_archive
-from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
-from sciJEPA.remote import local_copy
+from sciJEPA.storage.chunks import ChunkReader
+from sciJEPA.storage.remote import local_copy
 
 pytest.importorskip("aiohttp")
 STEPS, ROWS, COLUMNS = 10, 4, 8
@@ -112,7 +112,7 @@ def test_a_download_that_ends_early_leaves_nothing(
 ) -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe("/short.nc", b"CDF" + bytes(97))
-    monkeypatch.setattr("sciJEPA.faults.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sciJEPA.storage.faults.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(type(fs), "get_file", lambda self, path, to, **_: Path(to).write_bytes(b"CDF"))
     with pytest.raises(OSError, match=r"short\.nc failed 5 times in .* 3 of 100 bytes arrived"):
         local_copy("memory://short.nc", {})

@@ -3,8 +3,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sciJEPA import report_page
-from sciJEPA.report_page import Cell, folded, missing, page, table, text
+from sciJEPA.report import page as report_page
+from sciJEPA.report.page import Cell, folded, missing, page, table, text
 
 
 class Reader(HTMLParser):

@@ -9,11 +9,11 @@ import xarray as xr
 from tiny import tiny_config
 
 from sciJEPA.errors import UserError
+from sciJEPA.forecasting.rollout import Carrier, LatentRollout, evenly
 from sciJEPA.hub import Model, load
+from sciJEPA.judging.problem import Problem
 from sciJEPA.panel import opened_problem
 from sciJEPA.pretrain import pretrain
-from sciJEPA.problem import Problem
-from sciJEPA.rollout import Carrier, LatentRollout, evenly
 from sciJEPA.synthetic import travelling_waves
 
 LEADS = ["1D", "2D", "3D", "5D"]

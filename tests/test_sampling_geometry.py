@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from sciJEPA import sampling_geometry
 from sciJEPA.errors import UserError
-from sciJEPA.sampling_geometry import is_sampling_geometry, to_stations
+from sciJEPA.storage import sampling_geometry
+from sciJEPA.storage.sampling_geometry import is_sampling_geometry, to_stations
 
 # Three stations, four hours. The humidity at (hour h, station s) is 10 h + s; NaN: no observation.
 HUMIDITY = np.array([[0.0, 1.0, 2.0], [10.0, np.nan, 12.0], [20.0, 21.0, np.nan], [30.0, 31.0, 32.0]], np.float32)

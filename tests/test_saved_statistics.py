@@ -50,5 +50,5 @@ def test_a_changed_file_is_refused(prepared: Path) -> None:
     content = bytearray((prepared / STATISTICS).read_bytes())
     content[-1] ^= 1
     (prepared / STATISTICS).write_bytes(content)
-    with pytest.raises(UserError, match="SHA-256 differs from that in dataset.json"):
+    with pytest.raises(UserError, match=r"SHA-256 differs from that in dataset\.json"):
         read_statistics(open_archive(prepared), TRAIN, {})

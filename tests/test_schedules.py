@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sciJEPA.schedules import learning_rate_factor, weight_decay_at
+from sciJEPA.training.schedules import learning_rate_factor, weight_decay_at
 
 
 def test_learning_rate_rises_and_falls() -> None:

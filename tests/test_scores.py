@@ -11,7 +11,6 @@ import pytest
 import xarray as xr
 
 from sciJEPA.errors import UserError
-from sciJEPA.score_table import lead_days, method_title, ordered_methods
 from sciJEPA.scores import (
     MethodErrors,
     anomaly_correlation,
@@ -32,6 +31,7 @@ from sciJEPA.scores import (
     squared_error,
     vrmse,
 )
+from sciJEPA.scoring.score_table import lead_days, method_title, ordered_methods
 
 GRID = {"latitude": [-60.0, 0.0, 60.0], "longitude": [0.0, 180.0]}
 
@@ -61,7 +61,7 @@ def ar1(n: int, coefficient: float, seed: int, series: int = 1) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("name", ["intervals", "comparison", "score_table", "scores"])
+@pytest.mark.parametrize("name", ["scoring.intervals", "scoring.comparison", "scoring.score_table", "scores"])
 def test_the_examples_in_the_docstrings_run(name):
     result = doctest.testmod(importlib.import_module(f"sciJEPA.{name}"))
     assert result.attempted > 0

@@ -9,10 +9,10 @@ from scoringrules import crps_ensemble
 from sklearn.metrics import mean_absolute_error, mean_squared_error, root_mean_squared_error
 from sklearn.preprocessing import StandardScaler
 
-import sciJEPA.series_scores as home
+import sciJEPA.scoring.series_scores as home
 from sciJEPA.errors import UserError
 from sciJEPA.scores import fair_crps, mae, rmse
-from sciJEPA.series_scores import mase, standardised_mae, standardised_mse, training_scatter
+from sciJEPA.scoring.series_scores import mase, standardised_mae, standardised_mse, training_scatter
 
 DIMS = ("init_time", "lead_time", "station")
 

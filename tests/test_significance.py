@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import sciJEPA.significance as home
-from sciJEPA.comparison import COLUMNS, MethodErrors
+import sciJEPA.scoring.significance as home
 from sciJEPA.errors import UserError
-from sciJEPA.significance import adjusted, bootstrap_p_value, p_value_rows
+from sciJEPA.scoring.comparison import COLUMNS, MethodErrors
+from sciJEPA.scoring.significance import adjusted, bootstrap_p_value, p_value_rows
 
 
 def errors(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 
 from sciJEPA.archive import open_archive
-from sciJEPA.chunks import ChunkReader
 from sciJEPA.errors import UserError
 from sciJEPA.samples import DataConfig, split_steps, window_starts
+from sciJEPA.storage.chunks import ChunkReader
 
 STEPS = 6
 

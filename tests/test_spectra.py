@@ -5,10 +5,10 @@ import pytest
 import scipy.signal
 import xarray as xr
 
-import sciJEPA.spectra as home
+import sciJEPA.scoring.spectra as home
 from sciJEPA.errors import UserError
 from sciJEPA.scores import latitude_weights
-from sciJEPA.spectra import compare_spectra, wavelength, zonal_spectrum
+from sciJEPA.scoring.spectra import compare_spectra, wavelength, zonal_spectrum
 
 
 def wave(amplitude: float, number: float, points: int = 48, phase: float = 0.3, extent: float = 360) -> xr.DataArray:

@@ -96,7 +96,7 @@ def test_a_tree_without_fields() -> None:
 
 
 def test_a_group_of_zarr_is_watched_and_decoded_directly(tmp_path: Path) -> None:
-    from sciJEPA.chunks import ChunkReader
+    from sciJEPA.storage.chunks import ChunkReader
 
     source = write_tree(xr.DataTree.from_dict({"/coarse": dataset(), "/fine": dataset(5.0)}), tmp_path / "a.zarr")
     archive = open_archive(source, group="fine")
@@ -108,7 +108,7 @@ def test_a_group_of_zarr_is_watched_and_decoded_directly(tmp_path: Path) -> None
 
 def test_a_group_of_netcdf_is_not_mistaken_for_the_root(tmp_path: Path) -> None:
     # Both have a variable z of one shape; the direct reader looks at the root alone.
-    from sciJEPA.chunks import ChunkReader
+    from sciJEPA.storage.chunks import ChunkReader
 
     source = write_tree(xr.DataTree.from_dict({"/": dataset(), "/fine": dataset(5.0)}), tmp_path / "a.nc")
     assert ChunkReader(open_archive(source, group="fine")).read(0, 1)[0, 0, 0, 0] == 5

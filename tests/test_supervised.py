@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-import sciJEPA.supervised as home
-from sciJEPA.baselines import Climatology
+import sciJEPA.judging.supervised as home
 from sciJEPA.hub import Model
+from sciJEPA.judging.baselines import Climatology
+from sciJEPA.judging.problem import Problem
+from sciJEPA.judging.supervised import BEST, LAST, Supervised
 from sciJEPA.panel import opened_problem
-from sciJEPA.problem import Problem
-from sciJEPA.supervised import BEST, LAST, Supervised
 from sciJEPA.synthetic import travelling_waves
 
 

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from sciJEPA import table_channels, table_times, tables
 from sciJEPA.errors import UserError
-from sciJEPA.tables import is_table, open_table, table_to_dataset
+from sciJEPA.storage import table_channels, table_times, tables
+from sciJEPA.storage.tables import is_table, open_table, table_to_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sciJEPA import hdf5_fields
 from sciJEPA.errors import UserError
-from sciJEPA.the_well import is_the_well, open_the_well
+from sciJEPA.storage import hdf5_fields
+from sciJEPA.storage.the_well import is_the_well, open_the_well
 
 h5py = pytest.importorskip("h5py")
 
@@ -255,7 +255,7 @@ def test_fields_have_the_dimensions_that_they_vary_along(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("piece", [hdf5_fields.SLAB_BYTES, 30])
 def test_static_fields_of_several_files(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sciJEPA.the_well.SLAB_BYTES", piece)
+    monkeypatch.setattr("sciJEPA.storage.the_well.SLAB_BYTES", piece)
     same, other = values((4, 6), 1), [values((4, 6), 2), values((4, 6), 3)]
     for number in range(2):
         write(tmp_path / f"{number}.hdf5", trajectories=2)

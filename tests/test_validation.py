@@ -8,7 +8,7 @@ from sciJEPA.encoder import Attention, Encoder, EncoderConfig
 from sciJEPA.masking import TokenGrid
 from sciJEPA.tokenizers.base import Batch, Tokens
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
-from sciJEPA.validation import attention_entropy, probe_error
+from sciJEPA.training.validation import attention_entropy, probe_error
 
 GRID = TokenGrid(times=3, space=(5,), context_times=2)
 TOKENIZER = GridTokenizer(

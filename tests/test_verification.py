@@ -8,11 +8,11 @@ import xarray as xr
 import sciJEPA
 from sciJEPA.cli import main
 from sciJEPA.errors import UserError
-from sciJEPA.forecast_layout import from_weatherbench, read_forecast, to_weatherbench, write_forecasts
-from sciJEPA.issuing import forecast
+from sciJEPA.forecasting.issuing import forecast
+from sciJEPA.forecasting.layout import from_weatherbench, read_forecast, to_weatherbench, write_forecasts
+from sciJEPA.forecasting.verification import score
 from sciJEPA.panel import probe
 from sciJEPA.synthetic import travelling_waves
-from sciJEPA.verification import score
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_forecast_that_is_not_there(tmp_path: Path) -> None:
 
 def test_blocks_are_invisible(stored: Path, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score(stored, waves)
-    monkeypatch.setattr("sciJEPA.verification.BLOCK_VALUES", 7 * 256)
+    monkeypatch.setattr("sciJEPA.forecasting.verification.BLOCK_VALUES", 7 * 256)
     pd.testing.assert_frame_equal(score(stored, waves), whole)
     parts = xr.open_zarr(stored, consolidated=False)
     write_forecasts((parts.isel(time=slice(n, n + 9)) for n in range(0, 40, 9)), tmp_path / "again.zarr")

@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 from tiny import tiny_config
 
-from sciJEPA import views
 from sciJEPA.errors import UserError
+from sciJEPA.explore import views
 from sciJEPA.hub import Model
 from sciJEPA.latents import embed
 from sciJEPA.pretrain import pretrain

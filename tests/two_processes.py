@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sciJEPA.config import RunConfig
-from sciJEPA.distributed import all_sum, gather, touch
 from sciJEPA.encoder import EncoderConfig
 from sciJEPA.errors import UserError
 from sciJEPA.jepa import JEPA, ObjectiveConfig
@@ -19,6 +18,7 @@ from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.predictor import PredictorConfig
 from sciJEPA.tokenizers.base import Batch
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
+from sciJEPA.training.distributed import all_sum, gather, touch
 
 SPEC = GridSpec(
     channels=("z",), latitude=tuple(10.0 * i for i in range(8)), longitude=tuple(45.0 * i for i in range(8)),

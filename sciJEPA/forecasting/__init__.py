@@ -1,0 +1,1 @@
+"""Forecasts, the parts: labels, rollout, the layout on disk, and verification."""

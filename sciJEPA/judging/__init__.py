@@ -1,0 +1,1 @@
+"""The control panel, the parts: the problem, baselines, trained controls, protocols, the guard against leakage."""

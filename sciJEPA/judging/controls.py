@@ -1,0 +1,190 @@
+"""Names -> methods: the controls that a reviewer would ask for, and the encoders that are judged beside them.
+
+Arrives: a problem and a name. Leaves: a fitted `Forecaster`. Every method gets the same times, and latents of whatever
+origin the same probe. We decided against counting the supervised network among the controls: it is made for this one
+task, so it is a ceiling that a frozen encoder need not reach.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from sciJEPA.config import RunConfig, config_to_yaml, load_config
+from sciJEPA.errors import UserError
+from sciJEPA.forecasting.labelling import latent_rows, latest_tokens
+from sciJEPA.forecasting.rollout import LatentRollout
+from sciJEPA.hub import Model, random_model
+from sciJEPA.judging.baselines import (
+    Climatology,
+    DampedPersistence,
+    EOFRidge,
+    Forecaster,
+    Persistence,
+    SeasonalNaive,
+    cycle_steps,
+    patch_components,
+    windows,
+)
+from sciJEPA.judging.leakage import refuse_hindsight
+from sciJEPA.judging.panel_cache import Cache
+from sciJEPA.judging.problem import Problem
+from sciJEPA.judging.supervised import Supervised
+from sciJEPA.probing.index import KINDS
+
+ALWAYS = ("persistence", "climatology")
+QUICK = (
+    "persistence",
+    "climatology",
+    "damped_persistence",
+    "seasonal_naive",
+    "eof_ridge",
+    "pca",
+    "raw_ridge",
+    "random_init",
+)
+"""Controls that train no network."""
+CONTROLS = (*QUICK, "mae")
+CEILINGS = ("supervised",)
+"""Shown, but never the best control."""
+JUDGED = ("jepa_online", "jepa_target", "latent_rollout")
+LATENT = ("random_init", "mae", "jepa_online", "jepa_target")
+"""Methods that every kind of probe is fitted on; the others have one of their own, or none."""
+PROBES = tuple(KINDS)
+
+
+def chosen_controls(controls: Sequence[str] | str, problem: Problem) -> tuple[str, ...]:
+    """Names of the controls and ceilings that were asked for, persistence and climatology always among them.
+
+    A seasonal naive forecast comes with "all" and "quick" for series at stations whose calendar has a cycle.
+    """
+    named = [controls] if isinstance(controls, str) else list(controls)
+    sets = {"all": (*CONTROLS, *CEILINGS), "quick": QUICK}
+    unknown = [name for name in named if name not in (*CONTROLS, *CEILINGS, *sets)]
+    if unknown:
+        known = ", ".join((*CONTROLS, *CEILINGS, *sets))
+        raise UserError(f"there is no control '{unknown[0]}'; choose from {known}.")
+    cyclic = problem.archive.space.kind == "stations" and cycle_steps(problem.archive) is not None
+    wanted = set(ALWAYS)
+    for name in named:
+        wanted |= set(sets.get(name, (name,))) - (set() if cyclic or name not in sets else {"seasonal_naive"})
+    return tuple(name for name in (*CONTROLS, *CEILINGS) if name in wanted)
+
+
+def judged_methods(problem: Problem, model: Model) -> tuple[str, ...]:
+    """The methods that are judged: latents of both encoders, and the rollout where the predictor predicts latents."""
+    return JUDGED if LatentRollout.possible(model, problem.domain) else JUDGED[:2]
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Makes methods by name.
+
+    Attributes
+    ----------
+    trained : folder of the networks that are trained here; each goes on where it was killed.
+    run_config : the configuration of the run with the places of its archives, where it is known.
+    """
+
+    problem: Problem
+    model: Model
+    cache: Cache
+    trained: Path
+    run_config: RunConfig
+    progress: bool
+
+    def entries(self, names: Sequence[str], probes: Sequence[str]) -> list[tuple[str, str]]:
+        """Names with kinds of probes, in the order of the table."""
+        own = {"eof_ridge": "ridge", "raw_ridge": "ridge", "pca": "ridge", "latent_rollout": "ridge"}
+        return [(name, kind) for name in names for kind in (probes if name in LATENT else [own.get(name, "none")])]
+
+    def key(self, name: str, probe: str) -> str:
+        """Digest of what the errors of a method depend on, beside the archive."""
+        learned = {"mae": self._mae_config, "supervised": self._supervised_key}
+        origin = learned[name]() if name in learned else self.model.id
+        return self.problem.digest(probe=probe, origin=origin, domain=self.problem.domain.name)
+
+    def make(self, name: str, probe: str = "ridge") -> Forecaster:
+        """The method of that name, fitted on training times and tuned on validation times."""
+        problem = self.problem
+        reader, leads = problem.reader, problem.leads
+        makers: dict[str, Callable[[], Forecaster]] = {
+            "persistence": lambda: Persistence(reader, leads),
+            "climatology": lambda: Climatology(reader, leads),
+            "damped_persistence": lambda: DampedPersistence.fit(reader, leads, problem.train),
+            "seasonal_naive": lambda: SeasonalNaive.of(reader, leads),
+            "eof_ridge": lambda: EOFRidge.fit(
+                reader, leads, problem.train, problem.validation, problem.weights, unlabelled=problem.unlabelled
+            ),
+            "pca": self._pca,
+            "raw_ridge": lambda: problem.fit(KINDS["ridge"](1, problem.seed), windows(reader, problem.context)),
+            "random_init": lambda: self.latent_probe(random_model(self.model), "online", probe),
+            "mae": lambda: self.latent_probe(self.masked_autoencoder(), "target", probe),
+            "supervised": self._supervised,
+            "jepa_online": lambda: self.latent_probe(self.model, "online", probe),
+            "jepa_target": lambda: self.latent_probe(self.model, "target", probe),
+            "latent_rollout": lambda: LatentRollout.fit(problem, self.model),
+        }
+        return makers[name]()
+
+    def latent_probe(self, model: Model, encoder: str, kind: str) -> Forecaster:
+        """A probe on latents of the issue time."""
+        archive = self.problem.archive
+        # Of another model than the one at hand, the domain has its own weights but the same places and channels.
+        domain = model.domains[self.problem.domain.name].meet(archive)
+        latents = self.cache.latents(model, domain, archive, encoder, progress=self.progress)
+        return self._fit(kind, latents)
+
+    def masked_autoencoder(self) -> Model:
+        """The same architecture, data, steps and masks, but trained to predict patches; trained once for a run."""
+        from sciJEPA.pretrain import pretrain
+
+        config = self._mae()
+        out = self.trained / f"mae-{_digest(config_to_yaml(config))}"
+        return pretrain(config, out, resume=out.exists(), progress=self.progress)
+
+    def _fit(self, kind: str, latents: xr.Dataset) -> Forecaster:
+        refuse_hindsight(latents)
+        tokens = latest_tokens(latents).sizes["token"]
+        return self.problem.fit(KINDS[kind](tokens, self.problem.seed), latent_rows([latents], self.problem.archive))
+
+    def _pca(self) -> Forecaster:
+        problem, width = self.problem, self.model.jepa.encoder.latent_width
+        rows = patch_components(problem.reader, problem.domain.tokenizer, problem.context, problem.unlabelled, width)
+        return problem.fit(KINDS["ridge"](1, problem.seed), rows)
+
+    def _supervised(self) -> Forecaster:
+        out = self.trained / f"supervised-{_digest(self._supervised_key())}"
+        return Supervised.fit(self.problem, self.run_config, self.model, out, progress=self.progress)
+
+    def _mae(self) -> RunConfig:
+        config = self.run_config
+        for part in config.parts.values():
+            if "://" not in part.data.archive and not Path(part.data.archive).exists():
+                raise UserError(
+                    f"the masked autoencoder is trained on the archive of the run, but {part.data.archive or 'it'} is "
+                    "not there; move it back, or leave mae out with controls='quick' (--controls quick)."
+                )
+        # What keeps latents from collapsing has no work where patches are predicted.
+        objective = dataclasses.replace(config.objective, target="mae", variance=0.0, covariance=0.0, sigreg=0.0)
+        return dataclasses.replace(config, objective=objective)
+
+    def _mae_config(self) -> str:
+        return _digest(config_to_yaml(self._mae()))
+
+    def _supervised_key(self) -> str:
+        config = config_to_yaml(self.run_config)
+        return _digest(config + self.cache.archive_id + self.problem.domain.name + self.problem.digest())
+
+
+def run_configuration(run: Path | None, model: Model) -> RunConfig:
+    """The configuration of a run, with the places of its archives where there is a run folder."""
+    stored = run / "config.yaml" if run is not None else None
+    return load_config(stored) if stored is not None and stored.is_file() else model.config
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Probes, the kinds beside the ridge: analogs, perceptron, attention; and probes of an index."""

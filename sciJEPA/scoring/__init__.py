@@ -1,0 +1,1 @@
+"""Scores, the parts: intervals, comparisons, tables, spectra, regions and significance."""

@@ -1,0 +1,121 @@
+"""Model and windows it was not trained on -> numbers beside the loss: validation loss, attention, an online probe.
+
+Arrives: a JEPA and a few batches of the validation split. Leaves: a few numbers for metrics.csv. `probe_error` is what
+runs and steps should be compared by: losses of different objectives cannot be, and a loss may fall while latents lose
+what a forecast needs.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sciJEPA.encoder import Attention, Encoder
+from sciJEPA.jepa import JEPA
+from sciJEPA.masking import MaskPlan, TokenGrid
+from sciJEPA.tokenizers.base import Batch, Tokens
+from sciJEPA.training.monitor import content
+
+ATTENDING = 4
+"""Windows whose attention is looked at."""
+SHRINKAGE = 1e-2
+"""Strength of the online probe's ridge, relative to the mean variance of a feature."""
+SMALLEST = 1e-12
+
+
+@torch.no_grad()
+def validate(
+    jepa: JEPA,
+    batches: Sequence[tuple[Batch, MaskPlan]],
+    precision: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> dict[str, float]:
+    """Numbers of one domain; none is a number (NaN) where its validation split has no window.
+
+    Parameters
+    ----------
+    precision
+        Opens the context in which the model computes.
+    """
+    names = ("validation_loss", "content_online", "content_target", "attention_online", "attention_target")
+    numbers = dict.fromkeys((*names, "probe_error"), math.nan)
+    if not batches:
+        return numbers
+    tokenizer = jepa.tokenizers[batches[0][0].domain] if batches[0][0].domain else jepa.tokenizer
+    tokens = [tokenizer(batch) for batch, _ in batches]
+    probed = tokens[::2]  # half of the batches, apart in time, are enough for the probe
+    issue = [part.span(0, tokenizer.grid.context_times * tokenizer.grid.per_time) for part in probed]
+    salt = jepa.objective.target == "salt"
+    with precision():
+        losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in batches]
+        latents = {}
+        for name, encoder in (("online", jepa.encoder), ("target", cast(Encoder, jepa.target.module))):
+            # The encoder that is handed on sees all of these windows, the other a batch of them.
+            seen = issue if (name == "online") == salt else issue[:1]
+            layers = (-1, *jepa.encoder.latent_layers)
+            latents[name] = torch.cat([encoder.outputs(part, layers).float() for part in seen])
+            if len(latents[name]) > 1:
+                numbers[f"content_{name}"] = content(latents[name][..., : jepa.encoder.width])
+            numbers[f"attention_{name}"] = attention_entropy(encoder, issue[0])
+    numbers["validation_loss"] = sum(losses) / len(losses)
+    handed_on = latents["online" if salt else "target"][..., jepa.encoder.width :]
+    numbers["probe_error"] = probe_error(handed_on, probed, tokenizer.grid)
+    return numbers
+
+
+@torch.no_grad()
+def attention_entropy(encoder: Encoder, tokens: Tokens) -> float:
+    """Mean entropy of attention over blocks, heads and tokens: 0 (each to one token) to 1 (to all alike).
+
+    Near 0 attention has frozen (Zhai et al. 2023, https://arxiv.org/abs/2303.06296); near 1 it only takes the mean.
+    """
+    found: list[Tensor] = []
+
+    def look(attention: Attention, inputs: tuple[Tensor, ...]) -> None:
+        x, _, seen = inputs
+        found.append(attention.entropy(x, seen))
+
+    attentions = [part for part in encoder.blocks.modules() if isinstance(part, Attention)]
+    hooks = [attention.register_forward_pre_hook(look) for attention in attentions]
+    try:
+        few = torch.arange(min(ATTENDING, len(tokens.values)), device=tokens.values.device)
+        encoder(tokens.samples(few))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(torch.stack(found).mean()) if found else math.nan
+
+
+def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid: TokenGrid) -> float:
+    """Error of a ridge regression from a place's last latent to its next token, over the truth's root mean square.
+
+    Fitted on the first half of the windows and judged on the second: 1 is what predicting zero, the climatology,
+    scores. Only observed values count. NaN where there are fewer than four windows or nothing follows.
+    """
+    windows = len(latents)
+    if windows < 4 or grid.times == grid.context_times:
+        return math.nan
+    last, per_time = (grid.context_times - 1) * grid.per_time, grid.per_time
+    truth = torch.cat([part.values[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens]).double()
+    weight = torch.cat([_observed(part)[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens])
+    features, half = latents[:, last : last + per_time].double(), windows // 2
+    train, test = slice(None, half), slice(half, None)
+    mean = features[train].mean(dim=(0, 1))
+    deviation = features[train].flatten(0, 1).std(dim=0).clamp_min(SMALLEST)
+    inputs = (features - mean) / deviation
+    usual = (truth * weight)[train].sum(dim=(0, 1)) / weight[train].sum(dim=(0, 1)).clamp_min(1)
+    rows, wanted = inputs[train].flatten(0, 1), ((truth - usual) * weight)[train].flatten(0, 1)
+    strength = SHRINKAGE * len(rows) * torch.eye(rows.shape[1]).to(rows)
+    # A missing value counts as the mean here: one matrix for all of a token's values.
+    solution = torch.linalg.solve(rows.T @ rows + strength, rows.T @ wanted)
+    error = ((inputs[test] @ solution + usual - truth[test]) * weight[test]).pow(2).sum()
+    size = (truth[test] * weight[test]).pow(2).sum()
+    return float((error / size.clamp_min(SMALLEST)).sqrt())
+
+
+def _observed(tokens: Tokens) -> Tensor:
+    return torch.ones_like(tokens.values) if tokens.observed is None else tokens.observed.to(tokens.values.dtype)
