@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from sciJEPA.synthetic import travelling_waves
 
@@ -27,3 +29,21 @@ def test_sea_level_pressure(tmp_path: Path) -> None:
     # Controls without weights do not depend on the seed, so their cells have no range.
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("| ridge on the raw window")]
     assert "to" not in line
+
+
+@pytest.mark.slow
+def test_joint(tmp_path: Path) -> None:
+    travelling_waves(120, nlat=6, nlon=12).to_netcdf(tmp_path / "waves.nc")
+    noise = np.random.default_rng(0).normal(size=(12, 16, 16, 16)).astype(np.float32)
+    flow = xr.Dataset({"u": (("trajectory", "time", "x", "y"), noise)}, {"time": np.arange(16)})
+    flow.to_netcdf(tmp_path / "flow.nc")
+    hours = pd.date_range("2001", periods=3000, freq="h")
+    pd.DataFrame({"date": hours, "load": np.sin(np.arange(3000) / 4)}).to_csv(tmp_path / "load.csv", index=False)
+    words = ["--archive", "waves=waves.nc", "--archive", "flow=flow.nc", "--archive", "load=load.csv"]
+    words += ["--out", "out", "--seeds", "0", "--steps", "2", "--batch-size", "4"]
+    script = str(ANALYSIS / "joint.py")
+    done = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scores = pd.read_csv(tmp_path / "out/scores.csv")
+    assert set(scores["domain"]) == {"waves", "flow", "load"} and set(scores["training"]) == {"alone", "joint"}
+    assert len([line for line in done.stdout.splitlines() if line.startswith("| waves |")]) == 4  # one a lead

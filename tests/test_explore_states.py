@@ -149,3 +149,14 @@ def test_the_examples_in_the_docstrings_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"sciJEPA.explore.{name}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_map_has_the_order_of_the_tokens_whatever_the_order_of_their_coordinates() -> None:
+    latitude, longitude = [50.0, 50.0, 50.0, 40.0, 40.0, 40.0], [0.0, 9.0, 18.0] * 2
+    values = np.arange(6.0)
+    for names in (("latitude", "longitude"), ("longitude", "latitude")):
+        places = {"latitude": latitude, "longitude": longitude}
+        coords = {f"token_{name}": ("token", places[name]) for name in names}
+        mapped = on_map(xr.DataArray(values, dims="token", coords=coords))
+        assert mapped.dims == ("latitude", "longitude")
+        np.testing.assert_array_equal(mapped, values.reshape(2, 3))

@@ -1,9 +1,9 @@
 import doctest
+import importlib
 from html.parser import HTMLParser
 
 import pytest
 
-from sciJEPA.report import page as report_page
 from sciJEPA.report.page import Cell, folded, missing, page, table, text
 
 
@@ -64,7 +64,7 @@ def test_numbers_stand_right_and_sort_by_value() -> None:
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
-    result = doctest.testmod(report_page)
+    result = doctest.testmod(importlib.import_module("sciJEPA.report.page"))
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -155,8 +155,16 @@ def _axes_of_tokens(tokenwise: xr.DataArray) -> tuple[list[str], tuple[int, ...]
         raise UserError("these tokens have no coordinates such as token_latitude; pass what embed() or energy() gave.")
     if "token_offset" in found and len(np.unique(tokenwise["token_offset"])) > 1:
         places.insert(0, "token_offset")
+    # A store may give coordinates back in another order; that of the tokens is the slowest first.
+    places.sort(key=lambda name: -_first_change(tokenwise[name].to_numpy()))
     lengths = tuple(len(pd.unique(tokenwise[name].to_numpy())) for name in places)
     return [name.removeprefix("token_") for name in places], lengths
+
+
+def _first_change(values: np.ndarray) -> int:
+    """Number of the first value that differs from the one at the start; beyond the last where none does."""
+    changed = np.flatnonzero(values != values[0])
+    return int(changed[0]) if len(changed) else len(values)
 
 
 # --- times

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from sciJEPA.errors import UserError
+from sciJEPA.plots import looks as looks  # first of these: says what to install where matplotlib is missing
 from sciJEPA.plots.latents import plot_components, plot_embedding, plot_spectra, plot_transitions
-from sciJEPA.plots.looks import Figure, finish, tidy  # first of these: says what to install where matplotlib is missing
+from sciJEPA.plots.looks import Figure, finish, tidy
 from sciJEPA.plots.maps import plot_maps, plot_mask, plot_surprise
 from sciJEPA.scoring.score_table import lead_days, method_title, ordered_methods, sorted_leads
 

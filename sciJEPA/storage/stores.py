@@ -122,7 +122,7 @@ def _open_any(source: Any, way: _Way) -> Store:
     path = os.path.expanduser(os.fspath(source))
     if path.startswith("file://"):
         path = path.removeprefix("file://")
-    if is_table(path) and ("://" in path or os.path.exists(path)):
+    if is_table(path) and ("://" in path or os.path.exists(path)) and not is_reference_folder(path):
         return _open_table(path, way)
     if "://" in path:
         return _open_address(path, way)

@@ -183,9 +183,9 @@ def warn_of_collapse(
             signs.append(f"{name} {value:.2g} (untrained encoder {start:.2g})")
     if not signs:
         return False
-    found = ", ".join(signs)
+    found, lost = ", ".join(signs), "have collapsed" if low or "content_" in " ".join(signs) else "forget"
     warnings.warn(
-        f"at step {step} the latents have collapsed: {found}; {ADVICE[objective]}, or a lower training.learning_rate.",
+        f"at step {step} the latents {lost}: {found}; {ADVICE[objective]}, or a lower training.learning_rate.",
         CollapseWarning,
         stacklevel=2,
     )
