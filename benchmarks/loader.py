@@ -6,8 +6,9 @@
 Makes an archive of smooth fields in WeatherBench's layout (6 variables on time, longitude 128, latitude 64, float32,
 six-hourly) in five storages, then serves shuffled windows of 4 steps of all variables in batches of 32:
 
-sciJEPA  `WindowReader` and `BatchStream`: what training does, but for masks, which no other method draws. An epoch each
-         time, before which the reader forgets what it has decoded; values are normalised, which no other method does.
+sciJEPA  `WindowReader` and `BatchStream`: what training does, but for masks and normalisation, which no other method
+         does (missing values are looked for). An epoch each time, before which the reader forgets what it has decoded.
+sciJEPA-anomalies  the same with normalisation, as in training: anomalies from a climatology with ten harmonics
 xarray   lazily opened datasets, sliced, in a torch DataLoader with as many spawned workers as threads
 xbatcher its `BatchGenerator` in the same DataLoader (pip install xbatcher)
 zarr     zarr-python, one window per task on a pool of threads
@@ -45,7 +46,7 @@ VARIABLES = ("z", "t", "u", "v", "q", "msl")
 NLON, NLAT, LENGTH, BATCH = 128, 64, 4, 32
 STEP_BYTES = len(VARIABLES) * NLON * NLAT * 4
 STORAGES = ("zarr-1", "zarr-32", "zarr-shards", "netcdf-deflate", "netcdf-raw")
-METHODS = ("sciJEPA", "xarray", "xbatcher", "zarr", "limit")
+METHODS = ("sciJEPA", "sciJEPA-anomalies", "xarray", "xbatcher", "zarr", "limit")
 PIECE = 256  # steps written at once; whole shards
 
 
@@ -146,7 +147,7 @@ def write_netcdf(path: Path, storage: str, steps: int) -> None:
 Round = Callable[[float], tuple[int, float]]
 
 
-def stream_of(path: str, memory_mb: int) -> Callable[[int], Any]:
+def stream_of(path: str, memory_mb: int, mode: str = "none") -> Callable[[int], Any]:
     """Streams of one epoch each, for which nothing is decoded beforehand; the statistics are fitted once."""
     from sciJEPA.archive import open_archive
     from sciJEPA.loader import BatchStream, WindowReader
@@ -155,7 +156,7 @@ def stream_of(path: str, memory_mb: int) -> Callable[[int], Any]:
 
     archive = open_archive(path)
     starts = window_starts(archive, ((0, len(archive)),), LENGTH)
-    normalizer = fit_normalizer(archive, ((0, len(archive)),))
+    normalizer = fit_normalizer(archive, ((0, len(archive)),), {"default": mode})
     batches = len(starts) // BATCH
 
     reader = WindowReader(archive, normalizer, memory_mb=memory_mb)
@@ -171,8 +172,8 @@ def stream_of(path: str, memory_mb: int) -> Callable[[int], Any]:
     return epoch
 
 
-def scijepa(path: str, threads: int, memory_mb: int) -> Round:
-    epoch = stream_of(path, memory_mb)
+def scijepa(path: str, threads: int, memory_mb: int, mode: str = "none") -> Round:
+    epoch = stream_of(path, memory_mb, mode)
     rounds = 0
 
     def once(seconds: float) -> tuple[int, float]:
@@ -184,6 +185,10 @@ def scijepa(path: str, threads: int, memory_mb: int) -> Round:
         return samples, seconds
 
     return once
+
+
+def scijepa_anomalies(path: str, threads: int, memory_mb: int) -> Round:
+    return scijepa(path, threads, memory_mb, "anomaly")
 
 
 class Windows:
@@ -381,7 +386,8 @@ def statistics_of(path: str, threads: int) -> dict[str, Callable[[], Any]]:
                 pass
 
     return {
-        "sciJEPA": lambda: fit_normalizer(archive, ((0, len(archive)),)),
+        "sciJEPA": lambda: fit_normalizer(archive, ((0, len(archive)),), {"default": "zscore"}),
+        "sciJEPA-anomalies": lambda: fit_normalizer(archive, ((0, len(archive)),)),
         "dask": with_dask,
         "decompress": decompress,
     }
@@ -397,15 +403,18 @@ def compare_statistics(storage: str, path: Path, options: argparse.Namespace) ->
             work()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    ours, dask, plain = (statistics.median(found) for found in seconds.values())
+    found = {name: statistics.median(times) for name, times in seconds.items()}
+    ours, dask, plain, cycles = (found[name] for name in ("sciJEPA", "dask", "decompress", "sciJEPA-anomalies"))
     print(
-        f"{storage}: statistics in {ours:.2f} s, {dask / ours:.1f} times the speed of Dask's mean and deviation "
+        f"{storage}: mean, spread and tendencies in {ours:.2f} s ({cycles:.2f} s with a climatology of ten harmonics), "
+        f"{dask / ours:.1f} times the speed of Dask's mean and deviation "
         f"(5 or more), {plain / ours:.0%} of that of decompression (60 % or more)"
     )
 
 
 MAKERS: dict[str, Callable[[str, int, int], Round]] = {
     "sciJEPA": scijepa,
+    "sciJEPA-anomalies": scijepa_anomalies,
     "xarray": lambda path, threads, memory: in_loader(path, threads, xbatcher=False),
     "xbatcher": lambda path, threads, memory: in_loader(path, threads, xbatcher=True),
     "zarr": zarr_threads,
@@ -502,7 +511,7 @@ def show(storage: str, found: dict[str, tuple[float, float]]) -> None:
     for method, (rate, peak) in found.items():
         ratio = f"{rate / max(peers):10.1f}" if peers else f"{'-':>10}"
         share = f"{rate / best:10.0%}" if best else f"{'-':>10}"
-        print(f"{storage:<15}{method:<10}{rate:>11.0f}{ratio}{share}{peak:>12.0f}")
+        print(f"{storage:<15}{method:<18}{rate:>11.0f}{ratio}{share}{peak:>12.0f}")
 
 
 def shuffling(path: Path, memory_mb: int, epochs: int = 8) -> tuple[float, int, float]:
@@ -547,7 +556,7 @@ def main() -> None:
             return None
         title = f"{steps} steps, {steps * STEP_BYTES / 1e6:.0f} MB, {options.threads} threads"
         print(f"{title}, windows of {LENGTH} steps, batches of {BATCH}, medians of {options.repeats}")
-        print(f"{'storage':<15}{'method':<10}{'samples/s':>11}{'to peers':>10}{'of limit':>10}{'peak MB':>12}")
+        print(f"{'storage':<15}{'method':<18}{'samples/s':>11}{'to peers':>10}{'of limit':>10}{'peak MB':>12}")
         results: dict[str, dict[str, float]] = {}
         for storage in options.storages:
             found = measure(storage, path_of(folder, storage), options)

@@ -175,9 +175,11 @@ class Normalizer:
         coefficients = self.coefficients[:, channel].reshape(len(self.coefficients), -1)
         mean, cycles = coefficients[0], coefficients[1:]
         values, target = fields.reshape(len(fields), -1), out.view()
+        target.shape = values.shape  # never a copy
+        if self.modes and self.modes[channel] == "none":
+            return _only_flags(values, target, fields.shape)
         if channel in self._curved:
             values = CURVES[self.modes[channel]][0](values / self.unit[channel])
-        target.shape = values.shape  # never a copy
         scale, observed = 1 / self.spread[channel], None
         for tile in tiles(*values.shape):
             # (x - mean) - cycles: float32 keeps the digits of a small cycle on a large mean.
@@ -242,6 +244,18 @@ class Normalizer:
         """The same for fields whose dimensions of space come in this order."""
         axes = (0, 1, *(2 + axis for axis in order))
         return replace(self, coefficients=np.ascontiguousarray(self.coefficients.transpose(axes)))
+
+
+def _only_flags(values: np.ndarray, target: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Values as they are, zero where missing; and where they are there, None if everywhere."""
+    if target.ctypes.data != values.ctypes.data:
+        target[...] = values
+    with np.errstate(over="ignore", invalid="ignore"):
+        if all(np.isfinite(np.dot(row, row)) for row in target):  # finite only if all values are, and not huge
+            return None
+    there = np.isfinite(target)
+    np.copyto(target, 0, where=~there)
+    return None if there.all() else there.reshape(shape)
 
 
 def harmonic_basis(time: pd.Index, annual: int, daily: int) -> np.ndarray:
