@@ -33,7 +33,7 @@ def test_sea_level_pressure(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_joint(tmp_path: Path) -> None:
-    travelling_waves(120, nlat=6, nlon=12).to_netcdf(tmp_path / "waves.nc")
+    travelling_waves(250, nlat=6, nlon=12).to_netcdf(tmp_path / "waves.nc")
     noise = np.random.default_rng(0).normal(size=(12, 16, 16, 16)).astype(np.float32)
     flow = xr.Dataset({"u": (("trajectory", "time", "x", "y"), noise)}, {"time": np.arange(16)})
     flow.to_netcdf(tmp_path / "flow.nc")
