@@ -3,9 +3,10 @@
     python analysis/sensor_gaps.py runs/joint/transformer-0 ETTh1.csv --out runs/gaps
 
 Points of the series are dropped at random (each channel on its own). The encoder sees what is left, either as it is,
-with the missing values masked, or filled in by linear interpolation in time from the past and the future of the gap,
-which knows more than a forecaster may. Probes are fitted and judged on latents of the same kind of input, against the
-complete series. Writes `scores.csv` and `table.md` (RMSE / climatology, mean over channels) into the output folder.
+with the missing values masked, or filled in first: with the last value, or by linear interpolation in time, which takes
+the later end of a gap from beyond the issue time and so knows more than a forecaster may. Probes are fitted and judged
+on latents of the same kind of input, against the complete series. Writes `scores.csv` and `table.md` (RMSE /
+climatology, mean over channels) into the output folder; the committed ones are in `analysis/results/sensor_gaps`.
 """
 
 import argparse
@@ -49,8 +50,11 @@ def compare(run: str, archive: str, seed: int) -> pd.DataFrame:
     rows = []
     for share in SHARES:
         gaps = thinned(truth, share, seed)
+        carried = xr.Dataset.from_dataframe(gaps.to_dataframe().ffill().bfill())
+        carried = carried.map(lambda field, whole=gaps: field.assign_attrs(whole[field.name].attrs))
         filled = gaps.interpolate_na("time", fill_value="extrapolate")
-        for way, given in (("masked", gaps), ("interpolated", filled))[: 2 if share else 1]:
+        ways = {"masked": gaps, "last value": carried, "interpolated": filled}
+        for way, given in list(ways.items())[: 3 if share else 1]:
             rows.append(score(model, given, truth).assign(missing=share, way=way, seed=seed))
     return pd.concat(rows, ignore_index=True)
 
