@@ -8,6 +8,7 @@ the whole contract.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from sciJEPA.archive import Archive
+from sciJEPA.errors import UserError
 from sciJEPA.masking import TokenGrid
 
 Coordinate = tuple[np.ndarray, Mapping[str, str]]
@@ -174,6 +176,30 @@ class TokenizerConfig(Protocol):
     def build(self, spec: Any) -> Tokenizer:
         """The tokenizer of such archives."""
         ...
+
+
+def check_patch_time(patch_time: int, context: int, window: int) -> None:
+    """Refuse a patch that does not divide the issue window and the whole window; names the lengths that do."""
+    for name, steps in (("context", context), ("window", window)):
+        if steps % patch_time:
+            raise UserError(
+                f"tokenizer.patch_time of {patch_time} does not divide data.{name} of {steps} steps; "
+                f"use one of {divisors(math.gcd(context, window))}."
+            )
+
+
+def divisors(size: int) -> list[int]:
+    """Sizes of a patch that divide `size`.
+
+    >>> divisors(6)
+    [1, 2, 3, 6]
+    """
+    return [d for d in range(1, size + 1) if size % d == 0]
+
+
+def nested_tuples(value: Any) -> Any:
+    """Lists within lists, as JSON gives them back, as tuples within tuples; anything else as it is."""
+    return tuple(nested_tuples(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 class PatchEmbedding(nn.Module):

@@ -1,6 +1,5 @@
 """Latitude-longitude grids: patches in space, tubelets in time, periodic longitude."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,15 @@ from sciJEPA.errors import UserError
 from sciJEPA.masking import TokenGrid
 from sciJEPA.positions import CALENDAR_WIDTH, SPHERE_WIDTH, lead_features, lead_periods, sphere_features
 from sciJEPA.space import Space, unit_vectors
-from sciJEPA.tokenizers.base import Batch, PatchEmbedding, TokenGeometry, Tokens
+from sciJEPA.tokenizers.base import (
+    Batch,
+    PatchEmbedding,
+    TokenGeometry,
+    Tokens,
+    check_patch_time,
+    divisors,
+    nested_tuples,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class GridTokenizerConfig:
 
     def restore(self, fields: Mapping[str, Any]) -> "GridSpec":
         """A specification from the lists of a model's description."""
-        return GridSpec(**{name: _tuples(value) for name, value in fields.items()})
+        return GridSpec(**{name: nested_tuples(value) for name, value in fields.items()})
 
     def build(self, spec: "GridSpec") -> "GridTokenizer":
         """The tokenizer of this grid."""
@@ -106,12 +113,7 @@ class GridTokenizer:
         height, width = spec.shape
         rows = _divide(height, config.patch_latitude, "latitude", config.pad)
         columns = _divide(width, config.patch_longitude, "longitude", config.pad)
-        for name, steps in (("context", spec.context), ("window", spec.window)):
-            if steps % config.patch_time:
-                raise UserError(
-                    f"tokenizer.patch_time of {config.patch_time} does not divide data.{name} of {steps} steps; "
-                    f"use one of {_divisors(math.gcd(spec.context, spec.window))}."
-                )
+        check_patch_time(config.patch_time, spec.context, spec.window)
         self.config, self.spec = config, spec
         self.channels, self.channels_per_token = spec.channels, len(spec.channels)
         self.grid = TokenGrid(
@@ -247,11 +249,7 @@ class GridTokenizer:
 
 def _plain(values: np.ndarray) -> tuple[Any, ...]:
     """Numbers as nested tuples."""
-    return tuple(_tuples(values.tolist()))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+    return tuple(nested_tuples(values.tolist()))
 
 
 def _standardised(fields: np.ndarray) -> np.ndarray:
@@ -264,15 +262,11 @@ def _standardised(fields: np.ndarray) -> np.ndarray:
 def _divide(size: int, patch: int, axis: str, pad: bool) -> int:
     if patch > size:
         raise UserError(
-            f"tokenizer.patch_{axis} of {patch} is larger than the grid's {size} {axis}s; use one of {_divisors(size)}."
+            f"tokenizer.patch_{axis} of {patch} is larger than the grid's {size} {axis}s; use one of {divisors(size)}."
         )
     if size % patch and not pad:
         raise UserError(
             f"tokenizer.patch_{axis} of {patch} does not divide the grid's {size} {axis}s; use one of "
-            f"{_divisors(size)}, or set tokenizer.pad to true, which completes the last patch with missing values."
+            f"{divisors(size)}, or set tokenizer.pad to true, which completes the last patch with missing values."
         )
     return -(-size // patch)
-
-
-def _divisors(size: int) -> list[int]:
-    return [d for d in range(1, size + 1) if size % d == 0]

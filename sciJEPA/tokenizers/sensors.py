@@ -22,7 +22,15 @@ from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.masking import TokenGrid
 from sciJEPA.positions import CALENDAR_WIDTH, SPHERE_WIDTH, lead_features, lead_periods, sphere_features
-from sciJEPA.tokenizers.base import Batch, Coordinate, PatchEmbedding, TokenGeometry, Tokens
+from sciJEPA.tokenizers.base import (
+    Batch,
+    Coordinate,
+    PatchEmbedding,
+    TokenGeometry,
+    Tokens,
+    check_patch_time,
+    nested_tuples,
+)
 
 NAME_WIDTH = 32
 """Features of a name: the bytes of its SHA-256."""
@@ -90,8 +98,7 @@ class SensorTokenizerConfig:
 
     def restore(self, fields: Mapping[str, Any]) -> "SensorSpec":
         """A specification from the lists of a model's description."""
-        plain: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in fields.items()}
-        return SensorSpec(**plain)
+        return SensorSpec(**{name: nested_tuples(part) for name, part in fields.items()})
 
     def build(self, spec: "SensorSpec") -> "SensorTokenizer":
         """The tokenizer of these stations."""
@@ -135,13 +142,7 @@ class SensorTokenizer:
     """
 
     def __init__(self, config: SensorTokenizerConfig, spec: SensorSpec) -> None:
-        for name, steps in (("context", spec.context), ("window", spec.window)):
-            if steps % config.patch_time:
-                both = math.gcd(spec.context, spec.window)
-                raise UserError(
-                    f"tokenizer.patch_time of {config.patch_time} does not divide data.{name} of {steps} steps; "
-                    f"use one of {[length for length in range(1, both + 1) if both % length == 0]}."
-                )
+        check_patch_time(config.patch_time, spec.context, spec.window)
         self.config, self.spec = config, spec
         self.alone = config.tokens == "channel"
         self.normalises = self.alone if config.instance is None else config.instance

@@ -23,7 +23,16 @@ from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.masking import TokenGrid
 from sciJEPA.positions import AXIS_WIDTH, axis_features, lead_features, lead_periods
-from sciJEPA.tokenizers.base import Batch, Coordinate, PatchEmbedding, TokenGeometry, Tokens
+from sciJEPA.tokenizers.base import (
+    Batch,
+    Coordinate,
+    PatchEmbedding,
+    TokenGeometry,
+    Tokens,
+    check_patch_time,
+    divisors,
+    nested_tuples,
+)
 from sciJEPA.tokenizers.convolution import ConvolutionalEmbedding
 from sciJEPA.tokenizers.parameters import Scale, check_scale, parameter_scale, parameter_values, standardised
 
@@ -92,7 +101,7 @@ class SimulationTokenizerConfig:
 
     def restore(self, fields: Mapping[str, Any]) -> "SimulationSpec":
         """A specification from the lists of a model's description."""
-        return SimulationSpec(**{name: _tuples(value) for name, value in fields.items()})
+        return SimulationSpec(**{name: nested_tuples(value) for name, value in fields.items()})
 
     def build(self, spec: "SimulationSpec") -> "SimulationTokenizer":
         """The tokenizer of such boxes."""
@@ -152,12 +161,7 @@ class SimulationTokenizer:
     def __init__(self, config: SimulationTokenizerConfig, spec: SimulationSpec) -> None:
         self.patch = _patch_of(config, spec)
         counts = [-(-size // patch) for size, patch in zip(spec.shape, self.patch, strict=True)]
-        for name, steps in (("context", spec.context), ("window", spec.window)):
-            if steps % config.patch_time:
-                raise UserError(
-                    f"tokenizer.patch_time of {config.patch_time} does not divide data.{name} of {steps} steps; "
-                    f"use one of {_divisors(math.gcd(spec.context, spec.window))}."
-                )
+        check_patch_time(config.patch_time, spec.context, spec.window)
         self.config, self.spec = config, spec
         self.channels, self.channels_per_token = spec.channels, len(spec.channels)
         self.grid = TokenGrid(
@@ -295,12 +299,12 @@ def _patch_of(config: SimulationTokenizerConfig, spec: SimulationSpec) -> tuple[
         if cells > size:
             raise UserError(
                 f"tokenizer.patch of {cells} is larger than the box, which has {size} cells along {dim}; use one of "
-                f"{_divisors(size)}."
+                f"{divisors(size)}."
             )
         if size % cells and not config.pad:
             raise UserError(
                 f"tokenizer.patch of {cells} does not divide the {size} cells along {dim}; use one of "
-                f"{_divisors(size)}, or set tokenizer.pad to true, which completes the last patch with missing values."
+                f"{divisors(size)}, or set tokenizer.pad to true, which completes the last patch with missing values."
             )
     return patch
 
@@ -314,17 +318,9 @@ def _units(archive: Archive, dim: str) -> str:
     return str(archive.ds[dim].attrs.get("units", "")) if dim in archive.ds.coords else ""
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
-
-
 def _numbers(patch: int | tuple[int, ...]) -> tuple[int, ...]:
     return (patch,) if isinstance(patch, int) else patch
 
 
 def _listed(parts: Any) -> str:
     return ", ".join(map(str, parts)) or "none"
-
-
-def _divisors(size: int) -> list[int]:
-    return [d for d in range(1, size + 1) if size % d == 0]
