@@ -161,8 +161,14 @@ def stream_of(path: str, memory_mb: int, mode: str = "none") -> Callable[[int], 
 
     reader = WindowReader(archive, normalizer, memory_mb=memory_mb)
 
-    def masker(samples: Any, epoch: int, step: int) -> Any:
-        return None
+    class NoMasks:
+        def __call__(self, samples: Any, epoch: int, step: int) -> Any:
+            return None
+
+        def points(self, shape: Any, samples: Any, epoch: int) -> Any:
+            return None
+
+    masker: Any = NoMasks()
 
     def epoch(number: int) -> BatchStream:
         reader.forget()
@@ -327,9 +333,12 @@ def netcdf_chunks(path: str) -> tuple[int, int, Decode]:
     from numcodecs import Shuffle
 
     try:
-        from zlib_ng import zlib_ng as zlib
+        from deflate import zlib_decompress
     except ImportError:
         import zlib
+
+        def zlib_decompress(data: bytes, size: int) -> bytes:
+            return zlib.decompress(data, bufsize=size)
 
     with h5py.File(path) as file:
         steps = file[VARIABLES[0]].shape[0]
@@ -354,7 +363,7 @@ def netcdf_chunks(path: str) -> tuple[int, int, Decode]:
             os.preadv(handle, [out[:count]], places[variable][0][0] + first * out[0].nbytes)
             return
         offset, size = places[variable][first]
-        unshuffle.decode(zlib.decompress(os.pread(handle, size, offset), bufsize=out.nbytes), out)
+        unshuffle.decode(zlib_decompress(os.pread(handle, size, offset), out.nbytes), out)
 
     return chunk, steps, decode
 

@@ -5,13 +5,15 @@ seed and epoch, so that a run resumes at any batch and workers change nothing. W
 it decodes a chunk again for each of its windows; here blocks of chunks are decoded once and serve all their windows.
 """
 
+import itertools
 import math
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from sciJEPA.archive import Archive
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.normalize import Normalizer, calendar_features
 from sciJEPA.samples import epoch_order, require_batch
-from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order
+from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, places_of
 from sciJEPA.tokenizers.base import Batch
 
 BLOCKS = 64
@@ -29,8 +31,10 @@ BLOCK_BYTES = 2**23
 """Blocks of small fields have about this size and not more, so that their decoding is shared among threads."""
 SPARE_BLOCKS = 16
 """One in so many blocks is not shuffled: its windows are served, or about to be."""
-KEPT_ARRAYS = 10
-"""Values and flags of five batches: those that wait, the one in training, and the one that is being filled."""
+AHEAD = 3
+"""Batches that are being read, or wait, while one is in training."""
+KEPT_ARRAYS = 2 * (AHEAD + 2)
+"""Values and flags of batches: those ahead, the one in training, and the one before it, which may still have a name."""
 
 
 def decoded_together(archive: Archive) -> int:
@@ -183,6 +187,10 @@ class WindowReader:
 
         return batch
 
+    def submit(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> "Future[Any]":
+        """Have the threads do something else, after all that they were given before."""
+        return self._chunks.submit(work, *arguments, **options)
+
     def forget(self) -> None:
         """Forget all decoded blocks, but keep their memory for the next ones."""
         with self._lock:
@@ -207,8 +215,7 @@ class WindowReader:
 
     def _tensor(self, windows: np.ndarray) -> torch.Tensor:
         """(B, V, T, *space), the latter as in the archive."""
-        back = np.argsort(self._chunks.space_order)
-        return torch.from_numpy(windows.transpose(0, 1, 2, *(3 + int(axis) for axis in back)))
+        return torch.from_numpy(windows.transpose(0, 1, 2, *(3 + axis for axis in places_of(self._chunks.space_order))))
 
     def _places(self, starts: list[int], length: int) -> dict[int, list[tuple[int, int, int, int]]]:
         """For each block that is needed what is copied from there: (row, step in the window, first, last)."""
@@ -295,7 +302,7 @@ class _Memory:
 
 @dataclass
 class BatchStream:
-    """All batches of a run, from batch `first` on, prepared by one thread ahead of the training.
+    """All batches of a run, from batch `first` on, prepared by the reader's threads ahead of the training.
 
     Batch k is a pure function of the seed and of k: epoch k // per_epoch, position k % per_epoch. An incomplete last
     batch of an epoch is left out; its windows are others in the next epoch.
@@ -359,43 +366,26 @@ class BatchStream:
         return self._order[1:]
 
     def __iter__(self) -> Generator[tuple[Batch, MaskPlan], None, None]:
-        """Yields batches `first` to the last."""
-        ready: queue.Queue = queue.Queue(maxsize=2)
-        stopped = threading.Event()
+        """Yields batches `first` to the last, while the pool reads the next ones."""
+        numbers = iter(range(self.first, self.batches))
+        begun = deque(map(self._begin, itertools.islice(numbers, AHEAD)))
+        while begun:
+            begun.extend(map(self._begin, itertools.islice(numbers, 1)))
+            yield begun.popleft()()
 
-        def hand_over(item: tuple[Callable[[], Batch], MaskPlan] | BaseException) -> None:
-            while not stopped.is_set():  # a consumer that has stopped empties the queue no more
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def produce() -> None:
-            try:
-                for number in range(self.first, self.batches):
-                    if stopped.is_set():
-                        return
-                    hand_over(self._begin(number))
-            except BaseException as error:  # the training thread raises it
-                hand_over(error)
-
-        thread = threading.Thread(target=produce, daemon=True, name="sciJEPA batches")
-        thread.start()
-        try:
-            for _ in range(self.first, self.batches):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                batch, plan = item
-                yield batch(), plan
-                del item, batch, plan
-        finally:
-            stopped.set()
-            thread.join()
-
-    def _begin(self, number: int) -> tuple[Callable[[], Batch], MaskPlan]:
+    def _begin(self, number: int) -> Callable[[], tuple[Batch, MaskPlan]]:
+        """Begin to read a batch, and come back with a function that waits for it."""
         epoch, position = divmod(number, self.per_epoch)
         batches, done = self._epoch(epoch)
         samples = batches[position, self.rank :: self.world]
         batch = self.reader.begin(samples, self.length, self.reader.memory.empty, done[position])
-        return batch, self.masker(samples.tolist(), epoch=epoch, step=number)
+        plan = self.reader.submit(self.masker, samples.tolist(), epoch=epoch, step=number)
+        return lambda: (self._thinned(batch(), epoch), plan.result())
+
+    def _thinned(self, batch: Batch, epoch: int) -> Batch:
+        """The batch without the single values that the masker hides: they are missing as any other."""
+        hidden = self.masker.points(batch.values.shape, batch.samples.tolist(), epoch=epoch)
+        if hidden is None:
+            return batch
+        observed = ~hidden if batch.observed is None else batch.observed & ~hidden
+        return replace(batch, values=batch.values.masked_fill(hidden, 0), observed=observed)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sciJEPA.errors import UserError
@@ -89,6 +89,9 @@ class MaskingConfig:
     """Length of a block in tokens, along all dimensions of space but the last."""
     block_columns: int = 2
     """Length of a block in tokens along the last dimension of space."""
+    points: float = 0.0
+    """Largest share of the issue window's single values that training hides, so that the encoder learns what a gap is;
+    every window draws its own share between 0 and this."""
 
     def __post_init__(self) -> None:
         weights = self._weights
@@ -110,6 +113,8 @@ class MaskingConfig:
             raise UserError(
                 f"masking blocks need at least one row and column, got {self.block_rows} x {self.block_columns}."
             )
+        if not 0 <= self.points < 1:
+            raise UserError(f"masking.points must be at least 0 and below 1, got {self.points}; a usual value is 0.75.")
 
     @property
     def mixture(self) -> dict[Strategy, float]:
@@ -255,6 +260,24 @@ class Masker:
         context, target = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
         channels = self._shown(step) if name == "variable" else None
         return MaskPlan(context=context, target=target, strategy=name, channels=channels)
+
+    def points(
+        self, shape: Sequence[int], samples: Sequence[int], *, epoch: int
+    ) -> Bool[Tensor, "B V T *space"] | None:
+        """Single values that are hidden from windows of this shape (B, V, T, *space), all in the issue window.
+
+        They depend on seed, epoch and sample number, as masks do. None where `masking.points` is zero.
+        """
+        if not self.config.points:
+            return None
+        steps = shape[2] * self.grid.context_times // self.grid.times
+        hidden = np.zeros(shape, dtype=bool)
+        for window, sample in zip(hidden, samples, strict=True):
+            rng = np.random.default_rng([self.seed, 4, epoch, int(sample)])
+            share = self.config.points * rng.random()
+            issue = window[:, :steps]
+            issue[...] = rng.random(issue.shape, dtype=np.float32) < share
+        return torch.from_numpy(hidden)
 
     def _shown(self, step: int) -> tuple[int, ...]:
         numbers = np.random.default_rng([self.seed, 3, step]).permutation(self.channels)

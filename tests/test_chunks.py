@@ -501,8 +501,9 @@ def test_any_chunking_gives_the_same_values(tmp_path_factory: pytest.TempPathFac
     stop = data.draw(st.integers(start + 1, STEPS))
     path = tmp_path_factory.mktemp("any") / "a.zarr"
     group = zarr.open_group(str(path), mode="w")
+    shape, stored = tuple(SIZES[dim] for dim in dims), {"write_empty_chunks": True}  # a chunk may hold nothing but 0
     array = group.create_array(
-        "z", shape=tuple(SIZES[dim] for dim in dims), chunks=inner, shards=shards, dtype=dtype, dimension_names=dims
+        "z", shape=shape, chunks=inner, shards=shards, dtype=dtype, dimension_names=dims, config=stored
     )
     array[:] = field(dims, dtype).values
     for name in [dim for dim in dims if dim in COORDS]:
@@ -515,5 +516,5 @@ def test_any_chunking_gives_the_same_values(tmp_path_factory: pytest.TempPathFac
 def test_deflate_checksums_are_checked() -> None:
     frame = bytearray(zlib.compress(b"abcd"))
     frame[-1] ^= 1
-    with pytest.raises(chunk_storage.zlib.error):
+    with pytest.raises(zlib.error):
         chunk_storage.decode_deflate(np.frombuffer(bytes(frame), np.uint8), np.empty(4, np.uint8))

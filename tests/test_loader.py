@@ -1,6 +1,5 @@
 import dataclasses
 import threading
-import time
 from itertools import chain, permutations
 from typing import Any
 
@@ -66,10 +65,6 @@ def same(first: Batch, second: Batch) -> bool:
             (first.samples, second.samples),
         )
     )
-
-
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "sciJEPA batches"]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -306,6 +301,28 @@ def test_a_resumed_stream_goes_on_identically(first):
         assert torch.equal(plan.context, plan_again.context) and torch.equal(plan.target, plan_again.target)
 
 
+@pytest.mark.parametrize("first", [0, 11])
+def test_values_that_the_masker_hides_are_missing_as_any_other(first):
+    plain, hiding = stream(days(42), first=first), stream(days(42), first=first)
+    config = MaskingConfig(points=0.9)
+    hiding = dataclasses.replace(hiding, masker=dataclasses.replace(hiding.masker, config=config))
+    for number, ((whole, _), (batch, _)) in enumerate(zip(plain, hiding, strict=True), first):
+        hidden = hiding.masker.points(whole.values.shape, whole.samples.tolist(), epoch=number // hiding.per_epoch)
+        assert hidden is not None and hidden.any() and batch.observed is not None
+        assert torch.equal(batch.observed, ~hidden) and torch.equal(batch.values, whole.values * ~hidden)
+
+
+def test_what_is_missing_stays_missing_where_the_masker_hides_values():
+    archive = open_archive(travelling_waves(60, missing=0.2))
+    reader = WindowReader(archive, fit_normalizer(archive, ((0, 60),)))
+    masker = Masker(TokenGrid(3, (2, 2), 2), MaskingConfig(points=0.5))
+    run = BatchStream(reader, masker, np.arange(50), 6, batches=2, batch_size=4)
+    for batch, _ in run:
+        before = reader.read(batch.samples.numpy(), 6).observed
+        assert before is not None and batch.observed is not None
+        assert not (batch.observed & ~before).any() and (before & ~batch.observed).any()
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_every_batch(world):
     whole = list(stream(days(42)))
@@ -345,36 +362,6 @@ def failing() -> BatchStream:
     return dataclasses.replace(run, reader=Failing(run.reader.archive, run.reader.normalizer))
 
 
-def test_an_exception_in_the_thread_reaches_the_consumer_in_its_turn():
-    received = []
+def test_an_exception_reaches_the_consumer():
     with pytest.raises(UserError, match="the file is gone"):
-        for item in failing():
-            received.append(item)
-    assert len(received) == 2 and not threads()
-
-
-@pytest.mark.parametrize("taken", [1, 3])
-def test_no_thread_is_left_when_the_consumer_stops_early(taken):
-    batches = iter(stream(days(42)))
-    for _ in range(taken):
-        next(batches)
-    assert threads()
-    batches.close()
-    assert not threads()
-
-
-def test_a_consumer_may_stop_while_an_exception_waits_for_room():
-    # The first batch is taken, the next two fill the queue, and the fourth read fails.
-    run = failing()
-    run.reader.count = -1
-    batches = iter(run)
-    next(batches)
-    deadline = time.monotonic() + 5
-    while run.reader.count < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert run.reader.count == 3
-    time.sleep(0.05)
-    closer = threading.Thread(target=batches.close, daemon=True)
-    closer.start()
-    closer.join(5)
-    assert not closer.is_alive() and not threads()
+        list(failing())

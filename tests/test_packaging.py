@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DATASETS = sorted(ROOT.glob("datasets/*/"))
 # conda-forge's names where they differ from PyPI's
 CONDA_NAMES = {
-    "zlib-ng": "python-zlib-ng",
     "torch": "pytorch",
     "matplotlib": "matplotlib-base",
     "build": "python-build",
@@ -46,9 +45,12 @@ def conda_name(requirement: Requirement) -> str:
 
 
 def conda_specifiers() -> dict[str, str]:
-    lines = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    pairs = [line.partition(" ") for line in lines if isinstance(line, str)]
-    return {canonicalize_name(name): specifier.strip() for name, _, specifier in pairs}
+    *lines, last = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = [Requirement(line) for line in last["pip"] if not line.startswith("-")]  # what conda-forge may not have
+    pairs = [line.partition(" ") for line in lines]
+    return {canonicalize_name(name): specifier.strip() for name, _, specifier in pairs} | {
+        canonicalize_name(requirement.name): str(requirement.specifier) for requirement in pip
+    }
 
 
 def pins() -> dict[str, Version]:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ TASK_BYTES = 2**19
 """A task of the pool decodes chunks of about this size together, so that handing it over costs little."""
 
 Decode = Callable[[np.ndarray], np.ndarray]
-Place = tuple[tuple[int, slice, slice], ...]
-"""A chunk: for each dimension its number, its place in the output, and the part of it that goes there."""
+Cut = tuple[int, slice, slice]
+"""A chunk along one dimension: its number, its place in the output, and the part of it that goes there."""
+Place = tuple[Cut, ...]
+"""A chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,28 +59,35 @@ class _Field:
         first = 2 if self.levels else 1
         return tuple(place - first for place in self.order if place >= first)
 
+    @cached_property
+    def _whole(self) -> list[list[Cut]]:
+        """All chunks along each dimension."""
+        return [_cuts(chunk, 0, size) for size, chunk in zip(self.stored.shape, self.stored.chunks, strict=True)]
+
     def in_storage_order(self, out: np.ndarray) -> np.ndarray:
         """The channels of this variable within `out`, viewed with the dimensions of its storage."""
         view = out[:, self.channels] if self.levels else out[:, self.channels.start]
-        return np.expand_dims(view.transpose(self.order), self.extra)
+        view = view.transpose(self.order)
+        return np.expand_dims(view, self.extra) if self.extra else view
 
     def tasks(self, index: tuple[int, ...], steps: slice) -> Iterator[list[Place]]:
         """Chunks that hold these steps of one series, in groups for the pool."""
-        axes = []
-        bounds = {self.time: (steps.start, steps.stop)}
-        bounds |= {axis: (number, number + 1) for axis, number in zip(self.series, index, strict=True)}
-        for axis, (size, chunk) in enumerate(zip(self.stored.shape, self.stored.chunks, strict=True)):
-            low, high = bounds.get(axis, (0, size))
-            axes.append([_cut(number, chunk, low, high) for number in range(low // chunk, (high - 1) // chunk + 1)])
+        axes = list(self._whole)
+        axes[self.time] = _cuts(self.stored.chunks[self.time], steps.start, steps.stop)
+        for axis, number in zip(self.series, index, strict=True):
+            axes[axis] = _cuts(self.stored.chunks[axis], number, number + 1)
         places = itertools.product(*axes)
         while group := list(itertools.islice(places, max(1, TASK_BYTES // self.stored.chunk_bytes))):
             yield group
 
 
-def _cut(number: int, chunk: int, low: int, high: int) -> tuple[int, slice, slice]:
-    """Along one dimension: a chunk's number, where it lies in the range low to high, and which part of it does."""
-    first, last = max(low, number * chunk), min(high, (number + 1) * chunk)
-    return number, slice(first - low, last - low), slice(first - number * chunk, last - number * chunk)
+def _cuts(chunk: int, low: int, high: int) -> list[Cut]:
+    """The chunks of one dimension that have a part in the range low to high."""
+    cuts = []
+    for number in range(low // chunk, (high - 1) // chunk + 1):
+        first, last = max(low, number * chunk), min(high, (number + 1) * chunk)
+        cuts.append((number, slice(first - low, last - low), slice(first - number * chunk, last - number * chunk)))
+    return cuts
 
 
 class ChunkReader:
@@ -119,7 +129,7 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    @property
+    @cached_property
     def space_order(self) -> tuple[int, ...]:
         """Dimensions of space, numbered as in `Archive.shape`, in the order in which most variables are stored."""
         orders = [field.space_order for field in self._fields]
@@ -178,11 +188,10 @@ class ChunkReader:
         running: list[tuple[str, Future[None]]] = []
         segments = list(self.archive.segments(start, stop))
         for field in self._fields:
-            groups = [
-                (group, field.in_storage_order(out[place]))
-                for index, steps, place in segments
-                for group in field.tasks(index, steps)
-            ]
+            groups = []
+            for index, steps, place in segments:
+                target = field.in_storage_order(out[place])
+                groups += [(group, target) for group in field.tasks(index, steps)]
             left = itertools.count(len(groups) - 1, -1)  # its `next` is atomic
             for number, (group, target) in enumerate(groups):
                 task = self.submit(self._decode, field, group, target, number == 0, left, finish)
@@ -192,9 +201,9 @@ class ChunkReader:
             running.append((self._others.variables[0], task))
         return Reading(self.archive, start, stop, out, running)
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+    def submit(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> "Future[Any]":
         """Have the pool do something else, after all that it was given before."""
-        return self._threads().submit(work, *arguments)
+        return self._threads().submit(work, *arguments, **options)
 
     def _threads(self) -> ThreadPoolExecutor:
         """The pool of this process; the threads of a parent do not survive a fork."""
@@ -287,7 +296,12 @@ class Reading:
 
 def in_archive_order(fields: np.ndarray, space_order: Sequence[int]) -> np.ndarray:
     """Fields (V, T, *space) in the order of a storage, viewed as `Archive.read` gives them: (T, V, *space)."""
-    return fields.transpose(1, 0, *(2 + int(axis) for axis in np.argsort(space_order)))
+    return fields.transpose(1, 0, *(2 + axis for axis in places_of(space_order)))
+
+
+def places_of(order: Sequence[int]) -> list[int]:
+    """Where each dimension is in this order; numpy's argsort of a few numbers costs ten times as much."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _reopen(archive: Archive, threads: int) -> ChunkReader:

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,12 +110,13 @@ def _array(path: str, dataset: Any) -> StoredArray:
 def _codecs(dataset: Any) -> tuple[Codec, ...]:
     """Decoders in the order of decoding, which is the reverse of that of the filters."""
     plist = dataset.id.get_create_plist()
+    inflate = partial(decode_deflate, size=math.prod(dataset.chunks) * dataset.dtype.itemsize)  # shuffling keeps sizes
     codecs: list[Codec] = []
     for number in range(plist.get_nfilters()):
         kind = plist.get_filter(number)[0]
         if kind not in (DEFLATE, SHUFFLE):
             raise Unsupported(f"HDF5 filter {kind}")
-        codecs.insert(0, decode_deflate if kind == DEFLATE else unshuffle(dataset.dtype.itemsize))
+        codecs.insert(0, inflate if kind == DEFLATE else unshuffle(dataset.dtype.itemsize))
     return tuple(codecs)
 
 
