@@ -5,10 +5,11 @@ every channel its variance. In one pass, in tiles that stay in a core's cache, b
 squares of raw values: pressure varies by a hundredth of itself, and float32 would keep three digits of that.
 """
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 
@@ -60,27 +61,46 @@ class Moments:
         self.offset = np.full(places, np.nan, dtype=np.float32)
         self.steps = 0
         self.lock = threading.Lock()
+        self.infinite: set[int] = set()
+        """Channels that have infinite values."""
+        self._blocks, self._turn = 0, [0] * shape[0]
+        self._waiting: list[dict[int, Callable[[], None]]] = [{} for _ in range(shape[0])]
 
-    def add(
-        self, basis: np.ndarray, follows: np.ndarray, fields: np.ndarray, submit: Callable[..., "Future[bool]"]
-    ) -> int | None:
-        """Add fields (V, T, *space), by the threads that `submit` gives work to; a step that `follows` has no gap.
+    def add(self, basis: np.ndarray, follows: np.ndarray) -> Callable[[int, np.ndarray], None]:
+        """Add steps, of which one that `follows` has no gap before it.
 
-        Returns the number of a channel that has infinite values.
+        Comes back with a function that takes the number of a channel and its values (T, *space), and may be called by
+        any thread. In each channel steps are added in the order of these calls, so that threads change no sum: values
+        that come before their turn are left to the thread that is adding those before them.
         """
-        values = fields.reshape(*fields.shape[:2], -1)
         single = basis.astype(np.float32)
         basis = single.astype(np.float64)  # what the sums are made with
-        points = {tile[1].start: tile[1] for tile in tiles(*values.shape[1:])}.values()
-        tasks = [
-            (channel, submit(self._add_points, channel, some, basis, single, follows, values[channel, :, some]))
-            for channel in range(len(values))
-            for some in points
-        ]
-        finite = [task.result() for _, task in tasks]
         self.gram += basis.T @ basis
         self.steps += len(basis)
-        return None if all(finite) else tasks[finite.index(False)][0]
+        number, self._blocks = self._blocks, self._blocks + 1
+
+        def add_channel(channel: int, fields: np.ndarray) -> None:
+            values = fields.reshape(len(fields), -1)
+            places = dict.fromkeys((tile[1].start, tile[1].stop) for tile in tiles(*values.shape))
+            for some in itertools.starmap(slice, places):
+                if not self._add_points(channel, some, basis, single, follows, values[:, some]):
+                    self.infinite.add(channel)
+
+        def in_turn(channel: int, fields: np.ndarray) -> None:
+            with self.lock:
+                self._waiting[channel][number] = partial(add_channel, channel, fields)
+                if self._turn[channel] != number:
+                    return
+            while True:
+                with self.lock:
+                    add = self._waiting[channel].pop(self._turn[channel], None)
+                    if add is None:
+                        return
+                add()
+                with self.lock:
+                    self._turn[channel] += 1
+
+        return in_turn
 
     def _add_points(
         self,

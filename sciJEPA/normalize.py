@@ -6,7 +6,9 @@ of the whole archive (they leak the test split) and against a spread for every g
 loud as storm tracks).
 """
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,12 +19,12 @@ from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.moments import Moments, scratch, tiles
 from sciJEPA.samples import Ranges, contiguous
-from sciJEPA.storage.chunks import ChunkReader, in_archive_order
+from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, places_of
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2
-BLOCK_VALUES = 8 * 2**20
-"""Values read at once: 32 MB of float32, which the cache that cores share may hold."""
+BLOCK_VALUES = 4 * 2**20
+"""Values read at once, twice: 32 MB of float32, which the cache that cores share may hold."""
 MODES = ("anomaly", "zscore", "spread", "log1p", "asinh", "none")
 CURVES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
     "log1p": (lambda x: np.log1p(np.maximum(x, 0)), np.expm1),  # the sign of packed zeros is rounding
@@ -70,22 +72,38 @@ def calendar_features(time: pd.Index) -> np.ndarray:
     )
 
 
-def read_blocks(reader: ChunkReader, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+def read_blocks(
+    reader: ChunkReader, start: int, stop: int, begin: Callable[[int, int, np.ndarray], Reading] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """First step and fields (V, T, *space) of blocks of bounded memory, aligned to the chunks of the storage.
 
-    Space is in the order of the storage. The next block is read into the same memory.
+    Space is in the order of the storage. While a block is in use the next one is being read, and the one after it takes
+    its memory. `begin` may read steps into memory in another way.
     """
-    archive = reader.archive
-    space = tuple(archive.shape[axis] for axis in reader.space_order)
+    archive, order = reader.archive, reader.space_order
+    begin = begin or (lambda start, stop, fields: reader.begin(start, stop, in_archive_order(fields, order)))
+    space = tuple(archive.shape[axis] for axis in order)
     chunk, per_step = archive.chunk_steps, len(archive.channels) * math.prod(space)
     steps = max(chunk, BLOCK_VALUES // per_step // chunk * chunk, 1)
-    memory = np.empty((len(archive.channels), min(steps, stop - start), *space), dtype=np.float32)
-    while start < stop:
-        end = min(stop, (start // steps + 1) * steps)
-        fields = memory[:, : end - start]
-        reader.read(start, end, out=in_archive_order(fields, reader.space_order))
-        yield start, fields
-        start = end
+    bounds = [start, *range((start // steps + 1) * steps, stop, steps), stop]
+    shape = (len(archive.channels), min(steps, stop - start), *space)
+    memory = [np.empty(shape, dtype=np.float32) for _ in range(2)]
+    ahead: deque[tuple[int, np.ndarray, Reading]] = deque()
+    try:
+        for number, (first, end) in enumerate(itertools.pairwise(bounds)):
+            fields = memory[number % 2][:, : end - first]
+            ahead.append((first, fields, begin(first, end, fields)))
+            if len(ahead) == 2:
+                yield _read(*ahead.popleft())
+        yield _read(*ahead.popleft())
+    finally:  # nobody writes into memory that is gone
+        for _, _, reading in ahead:
+            reading.cancel()
+
+
+def _read(first: int, fields: np.ndarray, reading: Reading) -> tuple[int, np.ndarray]:
+    reading.result()
+    return first, fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,19 +316,27 @@ def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | N
     reader = ChunkReader(archive)
     order = reader.space_order
     unit = _units(archive, split, chosen)
-    curves = [(n, CURVES[mode][0]) for n, mode in enumerate(chosen) if mode in CURVES]
+    curves = {n: CURVES[mode][0] for n, mode in enumerate(chosen) if mode in CURVES}
     shape = (len(archive.channels), *(archive.shape[axis] for axis in order))
     moments, together = Moments(1 + 2 * annual + 2 * daily, shape), contiguous(archive)
-    for first, fields in (block for start, stop in split for block in read_blocks(reader, start, stop)):
-        steps = slice(first, first + fields.shape[1])
-        for number, curve in curves:
-            fields[number] = curve(fields[number] / unit[number])
-        basis = harmonic_basis(archive.time[steps], annual, daily)
-        infinite = moments.add(basis, together[steps], fields, reader.submit)
-        if infinite is not None:
+    basis = harmonic_basis(archive.time, annual, daily)
+
+    def begin(start: int, stop: int, fields: np.ndarray) -> Reading:
+        add = moments.add(basis[start:stop], together[start:stop])
+
+        def add_channels(channels: Sequence[int]) -> None:  # by the thread that has decoded them
+            for number in channels:
+                if number in curves:
+                    fields[number] = curves[number](fields[number] / unit[number])
+                add(number, fields[number])
+
+        return reader.begin(start, stop, in_archive_order(fields, order), add_channels)
+
+    for _ in (block for start, stop in split for block in read_blocks(reader, start, stop, begin)):
+        if moments.infinite:
             raise UserError(
-                f"{archive.channels[infinite].name} of {archive.source} has infinite values in the training split; "
-                "mask them, for example with ds.where(np.isfinite(ds))."
+                f"{archive.channels[min(moments.infinite)].name} of {archive.source} has infinite values in the "
+                "training split; mask them, for example with ds.where(np.isfinite(ds))."
             )
     return _solved(archive, split, moments, order, chosen, unit, (annual, daily))
 
@@ -364,7 +390,7 @@ def _solved(
 ) -> Normalizer:
     """Statistics from sums, channel by channel in its mode; refused for channels without values or variation."""
     coefficients, variance, count = moments.solve()
-    back = (0, 1, *(2 + int(axis) for axis in np.argsort(order)))
+    back = (0, 1, *(2 + axis for axis in places_of(order)))
     coefficients = np.ascontiguousarray(coefficients.transpose(back))
     mean, pooled = moments.pooled()
     for number, mode in enumerate(modes):
