@@ -346,8 +346,8 @@ def _with_variables(archive: Archive, requested: Sequence[str] | None) -> Archiv
     for name in names:
         if name not in reasons:
             close = get_close_matches(name, list(reasons), n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise UserError(f"{source} has no variable {name!r}; {hint}It has {', '.join(gridded)}.")
+            hint = f"did you mean {' or '.join(close)}? It" if close else "it"
+            raise UserError(f"{source} has no variable {name!r}; {hint} has {', '.join(gridded)}.")
         if reasons[name] is not None:
             raise UserError(f"{name} of {source} cannot be used: it {reasons[name]}; choose from {', '.join(gridded)}.")
     if not names:

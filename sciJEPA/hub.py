@@ -1,8 +1,8 @@
 """Models as folders: safetensors, JSON and a card; loading runs nobody's code.
 
 A model folder holds `model.safetensors` (weights), `statistics.safetensors` (climatology and spread of every domain),
-`config.json` (how to build it, for which places and channels, where it comes from, and the SHA-256 of the two) and
-`README.md` (the card).
+`config.json` (how to build it, for which places and channels, where it comes from, and the SHA-256 of the two and of
+itself) and `README.md` (the card). `repository.py` carries such folders to the Hugging Face hub and back.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from sciJEPA.config import DomainConfig, RunConfig, config_from_dict, config_to_
 from sciJEPA.errors import UserError
 from sciJEPA.folders import complete_folder
 from sciJEPA.jepa import JEPA
+from sciJEPA.model_files import CARD, CONFIG, STATISTICS, WEIGHTS, add_digests, check_digests
 from sciJEPA.normalize import Normalizer
 from sciJEPA.tokenizers.base import Tokenizer
 
-WEIGHTS, STATISTICS, CONFIG, CARD = "model.safetensors", "statistics.safetensors", "config.json", "README.md"
 ARRAYS = ("coefficients", "spread", "missing_share", "unit", "tendency")
 PLAIN = ("annual", "daily", "trained_on", "modes")
 """Fields of a Normalizer that are saved as arrays, and those that go into the description."""
@@ -98,6 +98,8 @@ class Model:
     domains: Mapping[str, Domain]
     config: RunConfig
     provenance: dict[str, Any]
+    folder: Path | None = None
+    """Where it was loaded from; other processes load it from there, if the weights are still the same."""
 
     @property
     def id(self) -> str:
@@ -201,15 +203,47 @@ class Model:
                 "config": config_to_dict(self.config),
                 "domains": {name: _describe(domain) for name, domain in self.domains.items()},
                 "provenance": self.provenance,
-                "sha256": {name: _file_digest(partial / name) for name in (WEIGHTS, STATISTICS)},
             }
-            (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
-            (partial / CARD).write_text(_card(self))
+            description = add_digests(partial, description)
+            (partial / CONFIG).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            (partial / CARD).write_text(_card(self), encoding="utf-8")
         return Path(folder)
+
+    def push(self, address: str, *, private: bool = True) -> str:
+        """Write the model as a commit of a repository of the Hugging Face hub (extra `hub`).
+
+        The archive's path and the options of its storage stay here; its name, climatology and spread go along.
+
+        Parameters
+        ----------
+        address
+            `hf://org/name`; the repository is made if it is not there.
+        private
+            Whether a repository that is made here is for its owners only; one that is there stays as it is.
+
+        Returns
+        -------
+        str
+            `hf://org/name@commit`: what to hand on, since `sciJEPA.load` gives the same model for it for ever.
+
+        Raises
+        ------
+        UserError
+            If the hub refuses, or the repository holds other files than those of a model.
+        """
+        from sciJEPA.repository import push
+
+        return push(self, address, private=private)
 
 
 def load(path: str | os.PathLike) -> Model:
-    """A model from a run folder or a model folder.
+    """A model from a run folder, a model folder or the Hugging Face hub.
+
+    Parameters
+    ----------
+    path
+        A folder; or, with the extra `hub`, an address such as `hf://org/name@revision`. Name a commit as the revision,
+        and it is the same model for ever, loaded without a network once it has been fetched.
 
     Raises
     ------
@@ -217,6 +251,10 @@ def load(path: str | os.PathLike) -> Model:
         If a file is missing, truncated or was changed after saving.
     """
     folder = Path(path)
+    if str(path).startswith("hf://"):
+        from sciJEPA.repository import fetch
+
+        folder = fetch(str(path))
     if not folder.is_dir():
         raise UserError(f"there is no run or model folder at {folder}; train one with 'scijepa pretrain'.")
     if not (folder / CONFIG).is_file():
@@ -227,11 +265,7 @@ def load(path: str | os.PathLike) -> Model:
         folder = folder / "model"
     try:
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        for name, digest in description["sha256"].items():
-            if _file_digest(folder / name) != digest:
-                raise UserError(
-                    f"{folder / name} is damaged or was changed after saving: its SHA-256 differs from {CONFIG}."
-                )
+        check_digests(folder, description)
         config = config_from_dict(description["config"], str(folder / CONFIG))
         weights, arrays = load_file(folder / WEIGHTS), load_arrays(folder / STATISTICS)
         domains = {
@@ -239,7 +273,7 @@ def load(path: str | os.PathLike) -> Model:
         }
         jepa = build_jepa(config, {name: domain.tokenizer for name, domain in domains.items()})
         jepa.load_state_dict(weights)
-        return Model(jepa.eval(), domains, config, description["provenance"])
+        return Model(jepa.eval(), domains, config, description["provenance"], folder.absolute())
     except UserError:
         raise
     except (OSError, SafetensorError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -248,6 +282,14 @@ def load(path: str | os.PathLike) -> Model:
         raise UserError(
             f"the model in {folder} is incomplete or damaged ({type(error).__name__}{at}: {reason}); save it again."
         ) from error
+
+
+def saved_id(folder: Path) -> str | None:
+    """Id of the model that lies in a model folder, None if there is none; its weights are not read."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _describe(domain: Domain) -> dict[str, Any]:
@@ -282,12 +324,13 @@ def build_jepa(config: RunConfig, tokenizers: Mapping[str, Tokenizer]) -> JEPA:
 def random_model(model: Model) -> Model:
     """The same architecture with the weights it had before training: the control of that name."""
     jepa = build_jepa(model.config, model.jepa.tokenizers)
-    return dataclasses.replace(model, jepa=jepa.eval())
+    return dataclasses.replace(model, jepa=jepa.eval(), folder=None)
 
 
 def _refuse(what: str, found: str, needed: str, archive: Archive) -> NoReturn:
+    verb = "are" if what.endswith("s") else "is"  # channels, units; latitude, cadence
     raise UserError(
-        f"the model does not fit {archive.source}: its {what} are {found or 'none'}, the model was trained on "
+        f"the model does not fit {archive.source}: its {what} {verb} {found or 'none'}, the model was trained on "
         f"{needed or 'none'}; select, convert or regrid the archive to match."
     )
 
@@ -324,11 +367,6 @@ def _weights_digest(jepa: JEPA) -> str:
 def _sorted_state(jepa: JEPA) -> Iterator[tuple[str, np.ndarray]]:
     for name, value in sorted(jepa.state_dict().items()):
         yield name, value.detach().cpu().contiguous().numpy()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card(model: Model) -> str:

@@ -339,7 +339,7 @@ def format_inspection(report: dict[str, Any]) -> str:
     lines += ["", f"variables (missing, minimum and maximum from {report['sampled_steps']} steps)", *_aligned(rows)]
     if report["left_out"]:
         lines += ["", "left out", *_aligned([[name, reason] for name, reason in report["left_out"].items()])]
-    reading = f"{report['samples_per_second']:g} a second ({report['samples_per_second_note']})"
+    reading = f"{float(format(report['samples_per_second'], '.3g')):,g} a second ({report['samples_per_second_note']})"
     lines += ["", f"windows of {report['window']}: {report['chunks_per_window']:g} chunks each, {reading}"]
     return "\n".join([*lines, f"verdict: {report['verdict']}"])
 

@@ -37,7 +37,7 @@ class LatentTransformer:
         "area": the mean over tokens, weighted by area and by what was observed; "flatten": the tokens of the issue
         time side by side.
     encoder
-        "target" or "online".
+        "target" or "online"; as in `sciJEPA.embed` if not given.
     domain
         Which domain of a joint model; found from the archive if not given.
 
@@ -46,7 +46,9 @@ class LatentTransformer:
     >>> make_pipeline(LatentTransformer(model), StandardScaler(), Ridge()).fit("my.zarr", index)  # doctest: +SKIP
     """
 
-    def __init__(self, model: Model, *, pool: str = "area", encoder: str = "target", domain: str | None = None) -> None:
+    def __init__(
+        self, model: Model, *, pool: str = "area", encoder: str | None = None, domain: str | None = None
+    ) -> None:
         if pool not in POOLS:
             raise UserError(f"pool must be area or flatten, got '{pool}'.")
         self.model, self.pool, self.encoder, self.domain = model, pool, encoder, domain

@@ -2,6 +2,8 @@ import dataclasses
 import functools
 import json
 import operator
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from sciJEPA.config import config_to_yaml
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
 from sciJEPA.latents import embed
+from sciJEPA.model_files import add_digests
 from sciJEPA.synthetic import travelling_waves
 
 POSITION = "encoder.domains.grid.position.weight"
@@ -117,9 +120,23 @@ def test_damage_is_noticed_and_the_file_named(name: str, damage: str, folder: Pa
         ("domains.grid.units", 3),
         ("domains.grid.statistics", 1),
         ("sha256", []),
+        ("sha256", {}),
     ],
 )
 def test_a_description_that_was_edited_is_refused(key: str, value: object, folder: Path) -> None:
+    description = edit(folder, key, value)
+    with pytest.raises(UserError, match=r"damaged"):
+        load(folder)
+    # nor does it help to write no digest, as version 0.1.0 did
+    if key != "sha256":
+        del description["sha256"]["config.json"]
+        (folder / "config.json").write_text(json.dumps(description))
+        with pytest.raises(UserError):
+            load(folder)
+
+
+def edit(folder: Path, key: str, value: object) -> dict:
+    """Change one value of the description; what it is then."""
     file = folder / "config.json"
     description = json.loads(file.read_text())
     *parents, last = key.split(".")
@@ -127,14 +144,91 @@ def test_a_description_that_was_edited_is_refused(key: str, value: object, folde
     assert part[last] != value
     part[last] = value
     file.write_text(json.dumps(description))
-    with pytest.raises(UserError):
+    return description
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("domains.grid.units", ["K"]), ("config.encoder.heads", 4), ("domains.grid.statistics.annual", 9)],
+)
+def test_an_edit_that_would_load_all_the_same_is_noticed(key: str, value: object, folder: Path) -> None:
+    edit(folder, key, value)
+    with pytest.raises(UserError, match=r"config\.json is damaged or was changed after saving"):
         load(folder)
 
 
-def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+def test_models_of_version_0_1_0_load(folder: Path, model: Model) -> None:
+    digests = {
+        name: digest
+        for name, digest in json.loads((folder / "config.json").read_text())["sha256"].items()
+        if name != "config.json"
+    }
+    edit(folder, "sha256", digests)
+    assert load(folder).id == model.id
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "statistics.safetensors", "config.json", "README.md"])
+def test_any_flipped_bit_is_refused_or_means_nothing(name: str, folder: Path, model: Model) -> None:
+    content = (folder / name).read_bytes()
+    random = np.random.default_rng(0)
+    for place, bit in zip(random.integers(len(content), size=40), random.integers(8, size=40), strict=True):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        (folder / name).write_bytes(changed)
+        try:
+            found = load(folder)
+        except UserError as error:
+            assert name in str(error) and len(str(error).splitlines()) == 1
+        else:  # white space between values, or the card, which nothing reads
+            assert name in ("config.json", "README.md")
+            assert (found.id, found.config, found.provenance) == (model.id, model.config, model.provenance)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "statistics.safetensors", "config.json"])
+def test_any_truncation_is_refused(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    ends = [1, 7, 8, 9, *np.linspace(10, len(content.rstrip()) - 1, 12).astype(int)]
+    for end in ends:
+        (folder / name).write_bytes(content[:end])
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            load(folder)
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (str(self.marker),))
+
+
+def test_further_files_are_not_touched(folder: Path, model: Model, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for name in ("pytorch_model.bin", "model.pkl", "config.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
+    for name in ("modeling.py", "__init__.py", "conftest.py"):
+        (folder / name).write_text(f"import os; os.mkdir({str(marker)!r})")
+    assert load(folder).id == model.id
+    assert not marker.exists()
+    pickle.loads((folder / "model.pkl").read_bytes())
+    assert marker.exists()  # the bomb would have worked
+
+
+def test_a_pickle_with_the_right_digest_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     description = json.loads((folder / "config.json").read_text())
-    description["config"]["encoder"]["width"] = 32
-    (folder / "config.json").write_text(json.dumps(description))
+    del description["sha256"]
+    (folder / "config.json").write_text(json.dumps(add_digests(folder, description)))
+    with pytest.raises(UserError, match="incomplete or damaged"):
+        load(folder)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+    description = edit(folder, "config.encoder.width", 32)
+    (folder / "config.json").write_text(json.dumps(add_digests(folder, description)))
     with pytest.raises(UserError, match="incomplete or damaged"):
         load(folder)
 
@@ -176,7 +270,7 @@ def test_an_archive_that_does_not_fit_is_refused_with_both_sides(
     with pytest.raises(UserError) as raised:
         model.open(archive())  # type: ignore[operator]
     message = str(raised.value)
-    assert f"its {what} are" in message
+    assert f"its {what} {'are' if what in ('units', 'channels') else 'is'} " in message
     assert found in message
     assert needed in message
     assert len(message.splitlines()) == 1
@@ -257,7 +351,7 @@ def test_a_joint_model_knows_to_which_domain_an_archive_belongs(joint: Model, tw
 def test_an_archive_of_no_domain_is_refused_with_a_reason_for_each(joint: Model) -> None:
     with pytest.raises(UserError, match=r"fits no domain of the model\. a: .*no variable 'z'.* b: .*no variable 'q'"):
         joint.open(travelling_waves(20, variables=("w",)))
-    with pytest.raises(UserError, match=r"fits no domain .*a: .*its latitude are 6 .* b: .*no variable 'q'"):
+    with pytest.raises(UserError, match=r"fits no domain .*a: .*its latitude is 6 .* b: .*no variable 'q'"):
         joint.open(travelling_waves(20, nlat=6, nlon=12))
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+import sciJEPA
 from sciJEPA.errors import UserError
 from sciJEPA.explore import pool
 from sciJEPA.hub import Model
@@ -99,4 +100,46 @@ def test_xeofs_takes_latents_as_they_are(latents: xr.Dataset) -> None:
     singular = np.linalg.svd(centred, compute_uv=False)[:2]
     expected = singular**2 / (len(centred) - 1)  # explained variance of the plain decomposition
     np.testing.assert_allclose(found.explained_variance(), expected, rtol=1e-3)
-    assert set(found.components().dims) == {"mode", "token", "latent"}
+    components = found.components()
+    assert set(components.dims) == {"mode", "token", "latent"}
+    # back in latent space, at the places of the tokens
+    np.testing.assert_array_equal(components["token_latitude"].isel(latent=0), latents["token_latitude"])
+    assert found.scores().sizes == {"mode": 2, "time": latents.sizes["time"]}
+
+
+@pytest.mark.parametrize("names", [{}, {"latitude": "lat", "longitude": "lon"}], ids=["long", "short"])
+def test_weatherbench_x_reads_a_forecast_and_finds_the_same_error(
+    names: dict[str, str], model: Model, waves: Path, tmp_path: Path
+) -> None:
+    loaders = pytest.importorskip("weatherbenchX.data_loaders.xarray_loaders")
+    aggregation, weighting = (pytest.importorskip(f"weatherbenchX.{name}") for name in ("aggregation", "weighting"))
+    metrics, statistics = (pytest.importorskip(f"weatherbenchX.metrics.{name}") for name in ("deterministic", "base"))
+    truth, out = tmp_path / "truth.zarr", tmp_path / "forecast.zarr"
+    xr.open_zarr(waves, consolidated=False).rename(names).to_zarr(truth, consolidated=False)
+    sciJEPA.forecast(model, truth, lead=["1D", "3D"], out=out, progress=False)
+    rows = sciJEPA.score(out, truth).query("metric == 'rmse' and method == 'jepa_target'")
+
+    leads = np.array([1, 3], "m8[D]").astype("m8[ns]")
+    issued = xr.open_zarr(out, consolidated=False)["time"].values[
+        :-3
+    ]  # the last three have no outcome after three days
+    forecast = loaders.PredictionsFromXarray(path=str(out), variables=["z"]).load_chunk(issued, leads)
+    outcome = loaders.TargetsFromXarray(path=str(truth), variables=["z"]).load_chunk(issued, leads)
+    wanted = {"rmse": metrics.RMSE()}
+    found = statistics.compute_unique_statistics_for_all_metrics(wanted, forecast, outcome)
+    over, weights = ["init_time", "latitude", "longitude"], [weighting.GridAreaWeighting()]
+    values = (
+        aggregation.Aggregator(reduce_dims=over, weigh_by=weights).aggregate_statistics(found).metric_values(wanted)
+    )
+    np.testing.assert_allclose(values["rmse.z"], rows["value"], rtol=1e-5)
+
+
+def test_what_weatherbench_x_asks_of_a_forecast(model: Model, waves: Path, tmp_path: Path) -> None:
+    # Its loader renames time to init_time and prediction_timedelta to lead_time, and selects by dates and durations.
+    sciJEPA.forecast(model, waves, lead=["1D", "3D"], out=tmp_path / "forecast.zarr", progress=False)
+    ds = xr.open_zarr(tmp_path / "forecast.zarr", consolidated=False)
+    assert ds["z"].dims == ("time", "prediction_timedelta", "latitude", "longitude")
+    assert (ds["time"].dtype.kind, ds["prediction_timedelta"].dtype.kind) == ("M", "m")
+    assert not {"init_time", "lead_time", "valid_time"} & set(ds.variables)  # names that the loader gives
+    chosen = ds.sel(prediction_timedelta=np.array([3], "m8[D]").astype("m8[ns]"))
+    np.testing.assert_array_equal(chosen["z"][:, 0], ds["z"][:, 1])

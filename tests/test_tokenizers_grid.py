@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from sciJEPA.archive import open_archive
 from sciJEPA.errors import UserError
+from sciJEPA.synthetic import travelling_waves
 from sciJEPA.tokenizers.base import Batch, PatchEmbedding, TokenGeometry, Tokenizer, Tokens, parameter_name
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
 
@@ -287,3 +289,9 @@ def test_a_span_is_the_tokens_between_two_numbers():
         assert torch.equal(getattr(part, name), getattr(taken, name))
     assert part.channels == tokens.channels
     assert torch.equal(tokens.span(3, None).values, tokens.values[:, 3:])
+
+
+def test_axes_with_names_that_nobody_knows_are_not_taken_for_a_simulation_without_a_word():
+    archive = open_archive(travelling_waves(10).rename(latitude="nav_lat", longitude="nav_lon").drop_attrs())
+    with pytest.raises(UserError, match=r"rename nav_lat and nav_lon if they are that, or set tokenizer\.kind"):
+        GridTokenizerConfig().describe(archive, window=8, context=4)

@@ -146,7 +146,7 @@ class _Cells:
 
 
 def _number(value: float, pattern: str) -> str:
-    return "." if math.isnan(value) else format(value, pattern)
+    return "." if math.isnan(value) else format(value, pattern).rstrip(".")  # 1034, not 1034.
 
 
 def _interval(numbers: tuple[float, float, float], pattern: str) -> str:

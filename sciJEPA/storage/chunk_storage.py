@@ -24,7 +24,7 @@ from numcodecs import zstd as numcodecs_zstd
 try:  # inflates two to three times as fast as zlib
     import deflate as libdeflate
 except ImportError:
-    libdeflate = None
+    libdeflate = None  # type: ignore[assignment]
 try:  # zarr depends on it; without it, checksummed chunks are left to zarr
     from google_crc32c import value as crc32c_of
 except ImportError:
@@ -141,7 +141,7 @@ def decode(data: np.ndarray, codecs: Sequence[Codec], out: np.ndarray) -> None:
         _fill(flat, data)
 
 
-def _fill(out: np.ndarray | None, data: bytes | np.ndarray) -> np.ndarray:
+def _fill(out: np.ndarray | None, data: bytes | bytearray | np.ndarray) -> np.ndarray:
     values = np.frombuffer(data, dtype=np.uint8)
     if out is None:
         return values

@@ -50,9 +50,11 @@ class GridTokenizerConfig:
         """What the tokenizer must know of a gridded archive."""
         if archive.space.kind != "grid":
             kind = {"box": "simulation", "stations": "sensors"}[archive.space.kind]
+            dims = " and ".join(archive.space.dims)
+            rename = f"rename {dims} if they are that, or " if len(archive.space.dims) == 2 else ""
             raise UserError(
-                f"{archive.source} lies on a {archive.space.describe()} without latitude and longitude, but the "
-                f"configuration is for grids; set tokenizer.kind to {kind}, or start from a preset of that domain."
+                f"{archive.source} has fields on {archive.space.describe()} without latitude and longitude, but the "
+                f"configuration is for grids; {rename}set tokenizer.kind to {kind} or start from a preset of that kind."
             )
         return GridSpec(
             channels=tuple(channel.name for channel in archive.channels),
