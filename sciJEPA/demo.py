@@ -107,6 +107,7 @@ def _pictures(model: Model, path: Path, out: Path) -> None:
     """Training curves, and a mask over real fields; left out where matplotlib is not installed."""
     try:
         from sciJEPA.plots import plot_mask, plot_training
+        from sciJEPA.plots.coast import of_earth
     except UserError as error:
         _say(f"no pictures: {error}")
         return
@@ -116,7 +117,7 @@ def _pictures(model: Model, path: Path, out: Path) -> None:
     tokenizer = model.jepa.tokenizer
     masker = Masker(tokenizer.grid, model.config.masking, model.config.seed, tokenizer.channels_per_token)
     fields, role = mask_picture(model, masker, archive, start)
-    plot_mask(fields, role, out / "mask.png")
+    plot_mask(fields, role, out / "mask.png", coast=of_earth(archive))
 
 
 def mask_picture(model: Model, masker: Masker, archive: Archive, start: int) -> tuple[xr.DataArray, xr.DataArray]:

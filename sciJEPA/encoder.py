@@ -96,12 +96,20 @@ class Attention(nn.Module):
         )
         return functional.linear(x, weight, bias).chunk(3, dim=-1)
 
+    def weights(
+        self, x: Float[Tensor, "B N L"], memory: Float[Tensor, "B C L"], seen: Bool[Tensor, "B C"] | None = None
+    ) -> Float[Tensor, "B H N C"]:
+        """With which weight `x` attends to each token of `memory`, in float32; `forward` never holds them."""
+        query, key = self._split(self.query(x)), self._split(self.key_value(memory).chunk(2, dim=-1)[0])
+        scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+        if seen is not None:
+            scores = scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min / 2)
+        return scores.softmax(dim=-1)
+
     def entropy(self, x: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
         """Mean entropy of the weights with which tokens attend to each other: 0 (to one) to 1 (to all alike)."""
-        query, key = self._split(self.query(x)), self._split(self.key_value(x).chunk(2, dim=-1)[0])
+        weights = self.weights(x, x, seen)
         seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if seen is None else seen
-        scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-        weights = scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min / 2).softmax(dim=-1)
         entropy = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1).mean(dim=1)
         share = entropy / seen.sum(dim=1, keepdim=True).clamp_min(2).log()
         return (share * seen).sum() / seen.sum().clamp_min(1)

@@ -221,3 +221,16 @@ def test_a_missing_matplotlib_names_the_extra_that_brings_it():
     code = "import sys; sys.modules['matplotlib'] = None\ntry:\n import sciJEPA.plots\nexcept ValueError as e: print(e)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "scijepa[plot]"' in out.stdout
+
+
+def test_a_notebook_shows_a_picture_without_being_told_to_and_without_pyplot():
+    pytest.importorskip("IPython")
+    code = """
+import sys, pandas as pd
+from IPython.core.formatters import DisplayFormatter
+from sciJEPA.plots import plot_training
+figure = plot_training(pd.DataFrame({"step": [0, 1], "loss": [1.0, 0.5]}))
+print(sorted(DisplayFormatter().format(figure)[0]), "matplotlib.pyplot" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['image/png', 'text/plain'] False"

@@ -45,6 +45,32 @@ def test_latitudes_end_at_the_poles() -> None:
     assert edges.tolist() == [90, 45, -45, -90]
 
 
+def test_a_map_may_cross_the_meridian_where_longitudes_begin_anew() -> None:
+    longitude = xr.DataArray([350.0, 355.0, 0.0, 5.0], dims="longitude")
+    across = xr.DataArray(np.zeros((2, 4)), {"longitude": longitude, "latitude": [0.0, 5.0]}, ("latitude", "longitude"))
+    assert plot_looks.cell_edges(across, "longitude").tolist() == [347.5, 352.5, 357.5, 362.5, 367.5]
+    axes = plots.plot_maps(across, coast=False).axes[0]
+    assert axes.get_xlim() == (347.5, 367.5)
+    assert [axes.xaxis.get_major_formatter()(degrees, None) for degrees in (350, 360, 365)] == ["350", "0", "5"]
+
+
+def test_x_lies_to_the_right() -> None:
+    box = xr.DataArray(np.zeros((2, 3)), {"x": [0.0, 1.0], "y": [0.0, 1.0, 2.0]}, ("x", "y"))
+    axes = plots.plot_maps(box).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x", "y")
+
+
+def test_a_map_is_as_high_as_on_the_ground() -> None:
+    # 60 degrees of latitude around 60 north and 100 of longitude, which are half as long there: 60 / 50
+    degrees = xr.DataArray(
+        np.zeros((6, 10)), {"lat": np.arange(35.0, 90, 10), "lon": np.arange(0.0, 100, 10)}, ("lat", "lon")
+    )
+    assert plot_looks.map_height(degrees) == pytest.approx(1.2)
+    box = xr.DataArray(np.zeros((4, 8)), {"y": np.arange(4.0), "x": np.arange(8.0)}, ("y", "x"))
+    assert plot_looks.map_height(box) == pytest.approx(0.5)
+    assert plot_looks.map_height(box.drop_vars(["x", "y"])) == pytest.approx(0.5)
+
+
 def test_a_field_of_one_value_and_a_missing_value_are_drawn() -> None:
     constant = xr.full_like(field(1)[0], 3.0)
     constant[0, 0] = np.nan

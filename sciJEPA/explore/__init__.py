@@ -5,7 +5,8 @@
     umap                                     a picture of who is near whom
     analogs, followed                        which days resemble this one, and what came after them
     regimes, transitions, composites         which states recur, which follows which, how they look
-    surprise, receptive_field                when and where the model is surprised; what a token listens to
+    surprise                                 when and where the model is surprised
+    attention, receptive_field               whom a token attends to; what its latent answers to
     canonical_correlation, probe_map         how latents relate to indices and to fields
     similarity, rank, intrinsic_dimension    two models side by side; how many directions there are
 
@@ -14,16 +15,18 @@ its own. We decided against a class that holds latents: xarray does.
 """
 
 from sciJEPA.explore.analogs import analogs, followed
+from sciJEPA.explore.attention import attention, receptive_field
 from sciJEPA.explore.components import principal_components, token_components, umap
 from sciJEPA.explore.dimension import intrinsic_dimension, rank
 from sciJEPA.explore.fields import composites
 from sciJEPA.explore.regimes import regimes, transitions
 from sciJEPA.explore.relations import canonical_correlation, probe_map, similarity
 from sciJEPA.explore.states import on_map, pool
-from sciJEPA.explore.surprise import receptive_field, surprise
+from sciJEPA.explore.surprise import surprise
 
 __all__ = [
     "analogs",
+    "attention",
     "canonical_correlation",
     "composites",
     "followed",

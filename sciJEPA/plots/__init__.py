@@ -1,4 +1,4 @@
-"""Pictures: skill against lead and training curves here; maps, masks, latents and spectra in modules of their own.
+"""Pictures: skill against lead and training curves here; maps, latents, attention and spectra in modules of their own.
 
 What arrives: labelled arrays and tidy tables. What leaves: a matplotlib Figure, saved when a path is given. Figures are
 built as objects; we decided against pyplot, whose hidden current figure leaks between notebooks, threads and reports.
@@ -15,6 +15,7 @@ import pandas as pd
 
 from sciJEPA.errors import UserError
 from sciJEPA.plots import looks as looks  # first of these: says what to install where matplotlib is missing
+from sciJEPA.plots.attention import plot_attention
 from sciJEPA.plots.latents import plot_components, plot_embedding, plot_spectra, plot_transitions
 from sciJEPA.plots.looks import Figure, finish, tidy
 from sciJEPA.plots.maps import plot_maps, plot_mask, plot_surprise
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "plot_attention",
     "plot_components",
     "plot_embedding",
     "plot_maps",

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
 from sciJEPA.errors import UserError
-from sciJEPA.plots.looks import COLOURS, MARKERS, date_axis, drawable_time, finish, length_text, quantity, tidy
+from sciJEPA.plots.looks import COLOURS, MARKERS, Figure, date_axis, drawable_time, finish, length_text, quantity, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

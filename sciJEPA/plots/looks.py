@@ -6,6 +6,7 @@ Arrives: a figure or labelled data. Leaves: the same figure, tidier. Colours are
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +18,10 @@ import xarray as xr
 from sciJEPA.errors import UserError
 
 try:
+    from matplotlib import figure as plain
     from matplotlib.colors import Normalize
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MultipleLocator
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
 except ImportError as error:  # pragma: no cover - tested in a process without matplotlib
     raise UserError('Pictures need matplotlib, which is not installed; run: pip install "scijepa[plot]".') from error
 
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+class Figure(plain.Figure):
+    """A figure that a notebook shows by itself: without pyplot, which would have to be told to."""
+
+    def _repr_png_(self) -> bytes:
+        memory = io.BytesIO()
+        self.savefig(memory, dpi=100, bbox_inches="tight", format="png")
+        return memory.getvalue()
 
 
 def finish(figure: Figure, path: str | Path | None) -> Figure:
@@ -47,8 +57,10 @@ def tidy(axes: Axes) -> None:
 
 
 def cell_edges(fields: xr.DataArray, name: str) -> np.ndarray:
-    """Borders of cells halfway between their centres; latitudes end at the poles."""
+    """Borders of cells halfway between their centres; latitudes end at the poles, longitudes go on past 360."""
     centres = fields[name].to_numpy().astype(float)  # the index counts where a dimension has no coordinate
+    if name.startswith("lon"):
+        centres = np.unwrap(centres, period=360)  # 350, 355, 0, 5 is no step back
     if centres.size == 1:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
     middle = (centres[1:] + centres[:-1]) / 2
@@ -66,6 +78,13 @@ def length_text(value: object) -> str:
     return f"{number:g} {unit}{'' if abs(number) == 1 else 's'}"
 
 
+def offset_text(hours: float) -> str:
+    """How far from the issue time: `2 days before`, `after 6 hours`."""
+    if not hours:
+        return "at the issue time"
+    return f"{length_text(-hours)} before" if hours < 0 else f"after {length_text(hours)}"
+
+
 def time_text(fields: xr.DataArray, time: str, step: int) -> str:
     """A date to the minute, or what stands on the axis."""
     if time not in fields.coords:
@@ -73,7 +92,13 @@ def time_text(fields: xr.DataArray, time: str, step: int) -> str:
     stamp = fields[time].to_numpy()[step]
     if np.issubdtype(fields[time].dtype, np.datetime64):
         return f"{pd.Timestamp(stamp):%Y-%m-%d %H:%M}"
-    return str(stamp)
+    return f"{time} {stamp:g}" if fields[time].dtype.kind == "f" else str(stamp)
+
+
+def upright(field: xr.DataArray) -> xr.DataArray:
+    """The same field with x to the right, where it is the dimension before the last."""
+    *before, rows, columns = field.dims
+    return field.transpose(*before, columns, rows) if rows == "x" else field
 
 
 def axis_label(fields: xr.DataArray, name: str) -> str:
@@ -111,10 +136,28 @@ def date_axis(axes: Axes, values: np.ndarray) -> None:
 
 
 def globe_ticks(axes: Axes, x: np.ndarray, longitude: str) -> None:
-    """Round degrees on maps that go around the globe."""
-    if x.max() - x.min() > 180 and longitude.startswith("lon"):
+    """Round degrees on maps that go around the globe, and none past 360."""
+    if not longitude.startswith("lon"):
+        return
+    width = x.max() - x.min()
+    if width > 180:
         axes.xaxis.set_major_locator(MultipleLocator(90))
         axes.yaxis.set_major_locator(MultipleLocator(30))
+    elif x.max() > 361:
+        axes.xaxis.set_major_locator(MultipleLocator(next(step for step in (5, 10, 20, 30, 60) if width <= 6 * step)))
+    if x.max() > 361:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda degrees, _: f"{degrees % 360:g}"))
+
+
+def map_height(field: xr.DataArray) -> float:
+    """Height of a map over its width: as on the ground for degrees and lengths, within 0.45 to 1.2 to be drawable."""
+    rows, columns = (str(dim) for dim in field.dims[-2:])
+    height, width = (float(np.ptp(cell_edges(field, name))) for name in (rows, columns))
+    if columns.startswith("lon"):
+        width *= np.cos(np.deg2rad(float(cell_edges(field, rows).mean())))
+    elif any(field[name].attrs.get("units") != field[columns].attrs.get("units") for name in (rows, columns)):
+        height, width = field.shape[-2:]
+    return min(1.2, max(0.45, height / max(width, 1e-9)))
 
 
 def drawable_time(time: xr.DataArray) -> tuple[np.ndarray, str]:

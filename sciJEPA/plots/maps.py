@@ -13,11 +13,12 @@ import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sciJEPA.errors import UserError
+from sciJEPA.plots.coast import draw_coast
 from sciJEPA.plots.looks import (
+    Figure,
     axis_label,
     cell_edges,
     colour_scale,
@@ -26,9 +27,12 @@ from sciJEPA.plots.looks import (
     finish,
     globe_ticks,
     length_text,
+    map_height,
+    offset_text,
     quantity,
     tidy,
     time_text,
+    upright,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +41,9 @@ if TYPE_CHECKING:
 TARGET_INK = "#444444"  # grey: colours belong to the field
 
 
-def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None = None) -> Figure:
+def plot_mask(
+    fields: xr.DataArray, role: xr.DataArray, path: str | Path | None = None, *, coast: bool = True
+) -> Figure:
     """A mask over the fields it hides: context in full colour, unused parts washed out, targets outlined and hatched.
 
     Parameters
@@ -48,6 +54,8 @@ def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None 
         Same dims; 0 hidden and unused, 1 context (the encoder sees it), 2 target (its latents are predicted).
     path
         Where to save the picture.
+    coast
+        Coastlines on maps in degrees; needs `pip install "scijepa[maps]"`.
 
     Examples
     --------
@@ -61,13 +69,14 @@ def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None 
             "plot_mask needs fields and role with the same three dimensions (time, latitude, longitude), "
             f"got {dict(fields.sizes)} and {dict(role.sizes)}."
         )
+    fields, role = upright(fields), upright(role)
     time, latitude, longitude = (str(name) for name in fields.dims)
-    steps, rows, columns = fields.shape
+    steps = len(fields)
     across = min(4, steps)
     lines = -(-steps // across)
     size = 3.4 if across > 1 else 6.0
     figure = Figure(
-        figsize=(size * across + 1.0, (size * min(1.2, max(0.5, rows / columns)) + 0.4) * lines + 0.7),
+        figsize=(size * across + 1.0, (size * map_height(fields) + 0.4) * lines + 0.7),
         layout="constrained",
     )
     grid = figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True)
@@ -88,6 +97,8 @@ def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None 
         for which, veil in ((0, 0.85), (2, 0.35)):
             axes.pcolormesh(x, y, np.where(kind == which, 1.0, np.nan), cmap="gray", vmin=0, vmax=1, alpha=veil)
         _outline_targets(axes, x, y, kind == 2)
+        if coast:
+            draw_coast(axes, fields)
         axes.set_title(time_text(fields, time, step), fontsize=9)
         globe_ticks(axes, x, longitude)
         if step % across == 0:
@@ -104,19 +115,24 @@ def plot_mask(fields: xr.DataArray, role: xr.DataArray, path: str | Path | None 
 
 
 def _outline_targets(axes: Axes, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> None:
-    """Hatch target cells and draw the border between target and anything else, along cell edges."""
-    padded = np.pad(target, 1)
-    lines = []
-    for row, column in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
-        lines.append([(x[column], y[row]), (x[column + 1], y[row])])
-    for row, column in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
-        lines.append([(x[column], y[row]), (x[column], y[row + 1])])
-    axes.add_collection(LineCollection(lines, colors=TARGET_INK, linewidths=1.4, capstyle="round"))
+    """Hatch target cells and draw the border between target and anything else."""
+    draw_border(axes, x, y, target, TARGET_INK)
     cells = [
         [(x[column], y[row]), (x[column + 1], y[row]), (x[column + 1], y[row + 1]), (x[column], y[row + 1])]
         for row, column in zip(*np.nonzero(target), strict=True)
     ]
     axes.add_collection(PolyCollection(cells, facecolor="none", edgecolor=TARGET_INK, hatch="////", linewidth=0))
+
+
+def draw_border(axes: Axes, x: np.ndarray, y: np.ndarray, inside: np.ndarray, colour: str, width: float = 1.4) -> None:
+    """The border of the cells inside, along cell edges."""
+    padded = np.pad(inside, 1)
+    lines = []
+    for row, column in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
+        lines.append([(x[column], y[row]), (x[column + 1], y[row])])
+    for row, column in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
+        lines.append([(x[column], y[row]), (x[column], y[row + 1])])
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, capstyle="round"))
 
 
 def _mask_legend(figure: Figure) -> None:
@@ -128,7 +144,7 @@ def _mask_legend(figure: Figure) -> None:
     figure.legend(list(patches.values()), list(patches), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
-def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: int = 4) -> Figure:
+def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: int = 4, coast: bool = True) -> Figure:
     """Maps side by side on one colour scale: composites of regimes, components of latents, R2, a receptive field.
 
     Parameters
@@ -140,6 +156,8 @@ def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: in
         Where to save the picture.
     across
         Maps in a row.
+    coast
+        Coastlines on maps in degrees; needs `pip install "scijepa[maps]"`.
 
     Examples
     --------
@@ -149,13 +167,12 @@ def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: in
     """
     if field.ndim not in (2, 3) or not _is_plane(field):
         raise UserError(f"plot_maps needs dims (latitude, longitude) or one more before them, got {dict(field.sizes)}.")
-    if field.ndim == 2:
-        field = field.expand_dims("")
-    panels, rows, columns = field.shape
+    field = upright(field if field.ndim == 3 else field.expand_dims(""))
+    panels = len(field)
     across = min(across, panels)
     lines = -(-panels // across)
     size = 3.4 if across > 1 else 6.0
-    shape = (size * across + 1.0, (size * min(1.2, max(0.45, rows / columns)) + 0.5) * lines + 0.4)
+    shape = (size * across + 1.0, (size * map_height(field) + 0.5) * lines + 0.4)
     figure = Figure(figsize=shape, layout="constrained")
     grid = figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True)
     scale, colours = colour_scale(field.to_numpy())
@@ -163,7 +180,7 @@ def plot_maps(field: xr.DataArray, path: str | Path | None = None, *, across: in
         if number >= panels:
             axes.set_axis_off()
             continue
-        draw_map(axes, field[number], scale, colours)
+        draw_map(axes, field[number], scale, colours, coast)
         axes.set_title(panel_title(field, number), fontsize=9)
         if number % across:
             axes.set_ylabel("")
@@ -180,13 +197,15 @@ def _is_plane(field: xr.DataArray) -> bool:
     return all(field[dim].dtype.kind in "iuf" for dim in field.dims[-2:])
 
 
-def draw_map(axes: Axes, field: xr.DataArray, scale: Normalize, colours: str) -> None:
-    """One map in its axes; cells where a value is missing are grey and crossed."""
+def draw_map(axes: Axes, field: xr.DataArray, scale: Normalize, colours: str, coast: bool = True) -> None:
+    """One map in its axes, with coastlines where it is in degrees; cells where a value is missing are grey."""
     latitude, longitude = (str(dim) for dim in field.dims)
     x, y = cell_edges(field, longitude), cell_edges(field, latitude)
     axes.set_facecolor("0.85")
     axes.pcolormesh(x, y, field.to_numpy(), norm=scale, cmap=colours, rasterized=True)
     globe_ticks(axes, x, longitude)
+    if coast:
+        draw_coast(axes, field)
     axes.set_xlabel(axis_label(field, longitude))
     axes.set_ylabel(axis_label(field, latitude))
 
@@ -199,13 +218,15 @@ def panel_title(field: xr.DataArray, number: int) -> str:
     if not dim:
         return ""
     value = field[dim].to_numpy()[number] if dim in field.coords else number
-    if isinstance(value, np.timedelta64) or dim in ("offset", "lead_time"):
-        return f"after {length_text(float(value) if dim == 'offset' else value)}"
+    if dim == "offset":
+        return offset_text(float(value))
+    if isinstance(value, np.timedelta64) or dim == "lead_time":
+        return f"after {length_text(value)}"
     return f"{dim.replace('_', ' ')} {value}"
 
 
-def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: int = 3) -> Figure:
-    """Prediction energy in time, with the most surprising times named, and below it on the map.
+def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: int = 3, coast: bool = True) -> Figure:
+    """Prediction energy in time, with the most surprising times named, and beside or below it on the map.
 
     Parameters
     ----------
@@ -215,6 +236,8 @@ def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: i
         Where to save the picture.
     named
         Peaks that get their date, at least a tenth of the record apart.
+    coast
+        Coastlines on maps in degrees; needs `pip install "scijepa[maps]"`.
 
     Examples
     --------
@@ -226,15 +249,20 @@ def plot_surprise(found: xr.Dataset, path: str | Path | None = None, *, named: i
     field = found["on_map"]
     field = field if "offset" in field.dims else field.expand_dims("")
     mapped = field.ndim == 3 and _is_plane(field)  # stations and boxes of one or three dimensions have no map
-    figure = Figure(figsize=(10.0, 6.2 if mapped else 3.2), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.25]) if mapped else [figure]
+    beside = mapped and len(field) == 1 and map_height(field) > 0.5  # a high map would be stretched below a series
+    figure = Figure(figsize=(12.5, 3.8) if beside else (10.0, 6.2 if mapped else 3.2), layout="constrained")
+    parts: Any = [figure]
+    if beside:
+        parts = figure.subfigures(1, 2, width_ratios=[1.5, 1])
+    elif mapped:
+        parts = figure.subfigures(2, 1, height_ratios=[1, 1.25])
     _series_with_peaks(parts[0].subplots(), found["in_time"], named)
     if mapped:
-        below, shown = parts[1], field[:4]
+        below, shown = parts[1], upright(field[:4])
         grid = below.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         scale, colours = colour_scale(shown.to_numpy())
         for number, panel in enumerate(grid):
-            draw_map(panel, shown[number], scale, colours)
+            draw_map(panel, shown[number], scale, colours, coast)
             panel.set_title(panel_title(shown, number), fontsize=9)
             if number:
                 panel.set_ylabel("")

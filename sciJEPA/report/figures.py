@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
@@ -20,7 +19,8 @@ from sciJEPA.explore.views import mask
 from sciJEPA.forecasting.labelling import place_weights
 from sciJEPA.hub import Domain, Model
 from sciJEPA.latents import embed
-from sciJEPA.plots.looks import colour_scale, length_text, quantity
+from sciJEPA.plots.coast import of_earth
+from sciJEPA.plots.looks import Figure, colour_scale, length_text, map_height, quantity, time_text, upright
 from sciJEPA.plots.maps import draw_map, plot_maps, plot_mask
 from sciJEPA.samples import split_steps
 
@@ -31,14 +31,14 @@ Picture = tuple[Figure, str, str]
 
 def mask_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
     """A mask of the likeliest strategy over the first test window."""
-    _refuse_without_map(archive)
+    refuse_without_map(archive)
     series, start, _ = _first_test(domain, archive)
     part = archive.ds.isel(series)
     shown = mask(part, model, archive.time[start + domain.config.data.context - 1], domain=domain.name)
     field = shown["anomaly"].isel(channel=0)
     name = str(field["channel"].item())
     field = field.drop_vars("channel").assign_attrs(long_name=f"{name} anomaly")
-    figure = plot_mask(field, shown["role"])
+    figure = plot_mask(field, shown["role"], coast=of_earth(archive))
     share = {which: float((shown["role"] == number).mean()) for which, number in (("context", 1), ("target", 2))}
     strategy = shown.attrs["strategy"]
     alternative = (
@@ -50,7 +50,7 @@ def mask_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
 
 def component_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
     """The leading component of the tokens' latents at four times of the test split."""
-    _refuse_without_map(archive)
+    refuse_without_map(archive)
     series, start, stop = _first_test(domain, archive)
     chosen = series | {archive.axes["time"]: slice(start, min(stop, start + MOST_TIMES))}
     latents = embed(model, archive.ds.isel(chosen), domain=domain.name, progress=False)
@@ -63,12 +63,13 @@ def component_figure(model: Model, domain: Domain, archive: Archive) -> Picture:
         f"Maps of the first principal component of the latents at {field.sizes['time']} times, on "
         f"{field.shape[1]} by {field.shape[2]} tokens; from {float(field.min()):.2g} to {float(field.max()):.2g}."
     )
-    return plot_maps(field), alternative, "Where the latents differ from their mean: first component among all tokens."
+    figure = plot_maps(field, coast=of_earth(archive))
+    return figure, alternative, "Where the latents differ from their mean: first component among all tokens."
 
 
 def case_figure(store: Path, archive: Archive) -> Picture:
     """Forecast, truth and error of the best, the median and the worst case at the middle lead."""
-    _refuse_without_map(archive)
+    refuse_without_map(archive)
     forecasts = xr.open_zarr(store, consolidated=False)
     name = str(next(iter(forecasts.data_vars)))
     lead = forecasts.sizes["lead_time"] // 2
@@ -81,8 +82,8 @@ def case_figure(store: Path, archive: Archive) -> Picture:
     order = order[np.isfinite(error.to_numpy()[order])]
     cases = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     ahead = length_text(forecasts["lead_time"].to_numpy()[lead])
-    figure = _draw_cases(forecast, truth, cases, error.to_numpy())
-    told = ", ".join(f"{case} {float(error[number]):.3g}" for case, number in cases.items())
+    figure = _draw_cases(upright(forecast), upright(truth), cases, error.to_numpy(), of_earth(archive))
+    told = ", ".join(f"{case} {float(error[number]):.4g}" for case, number in cases.items())
     unit = forecast.attrs.get("units", "")
     alternative = (
         f"Maps of forecast, truth and error of {name}, {ahead} ahead, for three of {len(order)} test times; "
@@ -103,24 +104,25 @@ def _truth(forecast: xr.DataArray, name: str, archive: Archive) -> xr.DataArray:
     return forecast.copy(data=fields)
 
 
-def _draw_cases(forecast: xr.DataArray, truth: xr.DataArray, cases: dict[str, int], error: np.ndarray) -> Figure:
+def _draw_cases(
+    forecast: xr.DataArray, truth: xr.DataArray, cases: dict[str, int], error: np.ndarray, coast: bool
+) -> Figure:
     """Rows: cases; columns: forecast and truth on one scale, and the error on its own."""
     numbers = list(cases.values())
     pair = xr.concat([forecast.isel(init_time=numbers), truth.isel(init_time=numbers)], "kind", coords="minimal")
     off = forecast.isel(init_time=numbers) - truth.isel(init_time=numbers)
     scale, colours = colour_scale(pair.to_numpy())
     error_scale, error_colours = colour_scale(off.to_numpy())
-    rows, columns = forecast.shape[1:]
-    height = 3.6 * min(1.2, max(0.45, rows / columns)) + 0.6
+    height = 3.6 * map_height(forecast) + 0.6
     figure = Figure(figsize=(12.5, height * len(cases) + 0.5), layout="constrained")
     grid = figure.subplots(len(cases), 3, sharex=True, sharey=True)
     for row, (case, number) in enumerate(cases.items()):
         for column, (title, field) in enumerate((("forecast", forecast), ("truth", truth))):
-            draw_map(grid[row, column], field[number], scale, colours)
-            day = str(forecast["valid_time"].to_numpy()[number])[:16].replace("T", " ")
+            draw_map(grid[row, column], field[number], scale, colours, coast)
+            day = time_text(forecast, "valid_time", number).removesuffix(" 00:00").removeprefix("valid_")
             grid[row, column].set_title(f"{case}: {title} for {day}", fontsize=9)
-        draw_map(grid[row, 2], off[row], error_scale, error_colours)
-        grid[row, 2].set_title(f"{case}: error, RMSE {error[number]:.3g}", fontsize=9)
+        draw_map(grid[row, 2], off[row], error_scale, error_colours, coast)
+        grid[row, 2].set_title(f"{case}: error, RMSE {error[number]:.4g}", fontsize=9)
         for column in range(3):
             if column:
                 grid[row, column].set_ylabel("")
@@ -143,7 +145,8 @@ def _first_test(domain: Domain, archive: Archive) -> tuple[dict[str, Any], int, 
     return series, start % length, min(stop - start // length * length, length)
 
 
-def _refuse_without_map(archive: Archive) -> None:
+def refuse_without_map(archive: Archive) -> None:
+    """Refuse an archive whose places are no plane."""
     if len(archive.shape) != 2 or archive.space.kind == "stations" or archive.space.curvilinear:
         raise UserError(
             f"no map here: {archive.source} lies on {archive.space.describe()}, not on a plane with two axes"

@@ -30,7 +30,7 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 70rem; backgroun
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 a { color: var(--link); } nav ul { padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; }
 .faint, figcaption, caption { color: var(--faint); }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } summary { cursor: pointer; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -49,7 +49,7 @@ pre { background: var(--head); padding: .8rem; overflow-x: auto; font-size: .85r
 .missing { border-left: 4px solid #d55e00; padding: .4rem .9rem; background: var(--head); }
 @media print { :root { --ink: #000; --paper: #fff; --faint: #333; --line: #999; --head: #eee; }
   body { max-width: none; font-size: 10pt; padding: 0; } nav, thead button::after { display: none; }
-  figure, table { break-inside: avoid; } }
+  figure, table { break-inside: avoid; } details::details-content { content-visibility: visible; } }
 """
 
 SCRIPT = """
@@ -137,6 +137,16 @@ def missing(what: str, command: str = "") -> str:
 def folded(title: str, words: str) -> str:
     """Long plain text behind its title."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(words)}</pre></details>"
+
+
+def folded_part(title: str, inside: str) -> str:
+    """Tables or pictures behind their title."""
+    return f"<details><summary>{escape(title)}</summary>\n{inside}\n</details>"
+
+
+def part(heading: str, inside: str) -> str:
+    """A part of a section, such as what it says of one domain."""
+    return f"<section><h3>{escape(heading)}</h3>\n{inside}\n</section>"
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
