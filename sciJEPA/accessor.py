@@ -62,7 +62,7 @@ class JepaAccessor:
         return mask(self._ds, model, time, **options)
 
     def embed(self, model: "Model", **options: Any) -> xr.Dataset:
-        """Labelled latents of this dataset; see `sciJEPA.embed`."""
+        """Labelled latents of this dataset, in memory, lazily or in a store; see `sciJEPA.embed`."""
         from sciJEPA.latents import embed
 
         return embed(model, self._ds, **options)

@@ -32,6 +32,7 @@ CONFIGS_ACTIONS = ("list", "show", "copy")
 GOES_ON = {
     "pretrain": "the same command with --resume goes on from the last checkpoint",
     "demo": "the same command goes on where this one stopped",
+    "embed": "the same command goes on where this one stopped",
     "prepare": "the same command goes on where this one stopped",
 }
 
@@ -132,7 +133,9 @@ def _pretrain(options: argparse.Namespace) -> str:
     from sciJEPA.pretrain import pretrain
 
     model = pretrain(config, options.out, resume=options.resume)
-    return to_json({"run": str(options.out), "model": str(options.out / "model")}) if options.json else repr(model)
+    if options.json:
+        return to_json({"run": str(options.out), "model": str(options.out / "model")})
+    return f"{options.out}: {model!r}"
 
 
 def _check_place(out: Path) -> None:
@@ -152,11 +155,14 @@ def _embed(options: argparse.Namespace) -> str:
     from sciJEPA.latents import embed
 
     model = load(options.model)
-    latents = embed(model, options.archive, encoder=options.encoder, out=options.out, batch_size=options.batch_size)
+    names = ("encoder", "pooled", "out", "append", "scheduler", "batch_size")
+    latents = embed(model, options.archive, **{name: getattr(options, name) for name in names})
     return f"{options.out}: " + ", ".join(f"{dim} {size}" for dim, size in latents.sizes.items())
 
 
 def _probe(options: argparse.Namespace) -> str:
+    if options.out is None and options.model.startswith("hf://"):
+        raise UserError("probe needs --out DIR for a model of a hub, since there is no run folder to write into.")
     options.out = options.out or Path(options.model) / "probe"
     _check_place(options.out)
     from sciJEPA.archive import open_archive
@@ -200,15 +206,19 @@ def _report(options: argparse.Namespace) -> str:
 
 
 def _protocol(options: argparse.Namespace) -> str:
+    from sciJEPA.judging.protocol_ett import ett_table
     from sciJEPA.judging.protocols import protocol
 
     if options.out is not None:
         _check_place(options.out)
-    given = {"horizons": options.horizon, "look_back": options.look_back} if options.name == "ett" else {}
+    own = {"horizons": options.horizon, "look_back": options.look_back, "methods": options.method}
+    given = own if options.name == "ett" else {}
     further = {name: value for name, value in given.items() if value is not None}
     rows = protocol(options.name, options.archive, options.run_folder, out=options.out, seed=options.seed, **further)
     if options.json:
         return to_json({"scores": rows.to_dict("records")})
+    if options.name == "ett":
+        return ett_table(rows)
     return rows.drop(columns=["archive", "seed"]).to_string(index=False, float_format="{:.4f}".format)
 
 
@@ -320,9 +330,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
     verb = add("embed", _embed, "write the latents of an archive")
     _add_model_and_archive(verb)
+    verb.epilog = "The same command goes on where a killed one stopped."
     verb.add_argument("--out", required=True, type=Path, metavar="LATENTS.zarr", help="store to write; must not exist")
-    verb.add_argument("--encoder", choices=("target", "online"), default="target", help="which one (default: target)")
-    verb.add_argument("--batch-size", type=_count, default=64, metavar="N", help="windows at a time (default: 64)")
+    verb.add_argument("--append", action="store_true", help="add the times that LATENTS.zarr lacks, if it exists")
+    verb.add_argument("--encoder", choices=("target", "online"), help="which one (default: target; online for salt)")
+    verb.add_argument("--pooled", action="store_true", help="the mean over tokens, weighted by area and observed share")
+    verb.add_argument("--scheduler", metavar="ADDRESS", help="Dask cluster, as tcp://HOST:8786 (default: this process)")
+    verb.add_argument("--batch-size", type=_count, metavar="N", help="windows at a time (default: at most 64, by size)")
 
     verb = add("probe", _probe, "score what the latents know, beside the controls", as_json=True)
     _add_model_and_archive(verb)
@@ -340,7 +354,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _add_model_and_archive(verb)
     verb.add_argument("--init", type=_names, metavar="DATE|A/B", help="issue times, latest or test (default: test)")
     verb.add_argument("--lead", type=_names, metavar="1D,3D", help="how far ahead (default: 1, 2, 3 and 5 steps)")
-    verb.add_argument("--method", default="jepa_target", metavar="NAME", help="a method of the panel")
+    verb.add_argument(
+        "--method", metavar="NAME", help="a method of the panel (default: jepa_target; jepa_online for salt)"
+    )
     verb.add_argument("--probe", default="ridge", metavar="KIND", help="ridge, knn, attentive or mlp (default: ridge)")
     verb.add_argument("--out", required=True, type=Path, metavar="FORECAST.zarr", help="store to write; must not exist")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is trained here (default: 0)")
@@ -355,7 +371,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     verb.add_argument("run_folder", metavar="RUN", help="folder of a finished run, with or without a probe")
     verb.add_argument("--out", dest="page", type=Path, metavar="FILE", help="the page (default: RUN/report.html)")
     verb.add_argument("--archive", metavar="PATH", help="the run's archive, where it has moved since")
-    verb.add_argument("--domain", metavar="NAME", help="which domain of a joint model (default: the first)")
+    verb.add_argument("--domain", metavar="NAME", help="one domain of a joint model (default: all)")
 
     verb = add("protocol", _protocol, "a published protocol: ett, weatherbench or well", as_json=True)
     verb.add_argument("name", choices=("ett", "weatherbench", "well"), metavar="NAME", help="ett, weatherbench or well")
@@ -363,6 +379,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     verb.add_argument("--run", dest="run_folder", metavar="RUN", help="folder of a run to judge (ett works without)")
     verb.add_argument("--horizon", type=_counts, metavar="96,720", help="of ett: rows ahead (default: all six)")
     verb.add_argument("--look-back", type=_count, metavar="N", help="of ett: rows the raw ridge sees (default: 512)")
+    verb.add_argument("--method", type=_names, metavar="NAME,NAME", help="of ett: which methods (default: all)")
     verb.add_argument("--out", type=Path, metavar="SCORES.csv", help="file to write")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the intervals (default: 0)")
 
@@ -376,8 +393,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _add_model_and_archive(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="RUN", help="folder of a run, or of a model")
-    verb.add_argument("archive", metavar="ARCHIVE", help="Zarr store, NetCDF file or folder of NetCDF files")
+    verb.add_argument("model", metavar="RUN", help="folder of a run, or of a model, or hf://org/name")
+    verb.add_argument("archive", metavar="ARCHIVE", help="path or URL, of the kind and units that the run has seen")
 
 
 class _Version(argparse.Action):

@@ -7,7 +7,7 @@ every token. The time of a latent is the last step of its issue window: what was
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ import xarray as xr
 from tqdm import tqdm
 
 from sciJEPA.archive import Archive
+from sciJEPA.embedding import store
+from sciJEPA.embedding.encoding import Encoding
 from sciJEPA.errors import UserError
-from sciJEPA.folders import complete_folder, refuse_existing
-from sciJEPA.hub import Domain, Model
+from sciJEPA.folders import refuse_existing
+from sciJEPA.hub import Model
 from sciJEPA.loader import WindowReader
 from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.samples import window_starts
 from sciJEPA.tokenizers.base import Tokenizer
 
 MEMORY_LIMIT = 2**30
-"""Latents above this many bytes must go to disk."""
-BLOCK_BYTES = 2**26
-"""Latents are written in blocks of about this size."""
+"""Latents above this many bytes are lazy, unless they are wanted otherwise."""
 
 
 def embed(
@@ -36,12 +36,18 @@ def embed(
     archive: str | os.PathLike | xr.Dataset | Archive,
     *,
     domain: str | None = None,
-    encoder: str = "target",
+    encoder: str | None = None,
+    pooled: bool = False,
+    lazy: bool | None = None,
     out: str | os.PathLike | None = None,
-    batch_size: int = 64,
+    append: bool = False,
+    scheduler: Any = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Latents of every issue window of an archive.
+    """Latents of every issue window of an archive: in memory, lazily, or in a Zarr store.
+
+    The three have the same bits, with any number of threads, processes and workers on one kind of processor.
 
     Parameters
     ----------
@@ -52,11 +58,23 @@ def embed(
     domain
         Which domain of a joint model the archive belongs to; found from the archive if not given.
     encoder
-        "target" (the moving average) or "online".
+        "target" (the moving average) or "online"; if not given the target, but the online one of a salt model, whose
+        target is the teacher.
+    pooled
+        The mean over the tokens of the issue time, weighted by area and observed share, in place of every token; the
+        numbers of `sciJEPA.explore.pool`, without the memory that all tokens take.
+    lazy
+        Dask arrays, computed when they are asked for, here or on the cluster of a `dask.distributed` client, and again
+        each time; if not given, where the latents take more than 1 GB.
     out
-        A Zarr store to write, in bounded memory; without it the latents are returned in memory.
+        A Zarr store to write, range by range, in bounded memory. The same call goes on where a killed one stopped.
+    append
+        Add to `out` the issue times of an archive that has grown; all of them where there is no store yet.
+    scheduler
+        Address or client of a Dask cluster that writes `out`, whose workers see the same file systems; this process if
+        not given.
     batch_size
-        Windows encoded at once.
+        Windows encoded together; chosen by their size, and 64 at most, if not given.
 
     Returns
     -------
@@ -64,37 +82,51 @@ def embed(
         `latents` with dims (time, token, latent), not normalised; `observed` (time, token), the share of each token's
         values that is not missing; and the coordinates of every token: its centre
         (`token_latitude`, `token_longitude`; `token_x`...; `token_station`), `token_area` (share of the whole) and
-        `token_offset` (hours from the issue time to the token's last step). Members or trajectories follow each other
-        along time, with coordinates that say which. Windows with a gap are left out.
+        `token_offset` (hours from the issue time to the token's last step). Pooled, `latents` has dims (time, latent).
+        Members or trajectories follow each other along time, with coordinates that say which. Windows with a gap are
+        left out.
 
     Raises
     ------
     UserError
-        If the archive does not fit the model, `out` exists, or the latents would not fit in memory.
+        If the archive does not fit the model, or `out` exists, or holds other latents than those that are to be added.
     """
+    encoder = encoder or model.jepa.objective.encoder
     if encoder not in ("target", "online"):
         raise UserError(f"encoder must be 'target' or 'online', got '{encoder}'.")
-    if out is not None:
+    if out is None and (append or scheduler is not None):
+        raise UserError("append and scheduler are about a store, and out names none; give out='latents.zarr'.")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}.")
+    if out is not None and not append:
         refuse_existing(out)
-    archive, chosen = model.open(archive, domain)
-    context = chosen.config.data.context
-    starts = window_starts(archive, ((0, len(archive)),), context)
-    grid = chosen.tokenizer.grid
-    size = len(starts) * grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
-    if not len(starts):
-        raise UserError(
-            f"{archive.source} has no {context} consecutive steps without a gap; there is nothing to embed."
-        )
-    if out is None and size > MEMORY_LIMIT:
-        raise UserError(
-            f"the latents of {archive.source} take {size / 2**30:.1f} GB, more than {MEMORY_LIMIT / 2**30:.0f} GB; "
-            "write them to disk with out='latents.zarr'."
-        )
-    blocks = _encode(model, chosen, archive, starts, encoder, batch_size, progress)
-    labelled = (_label(model, chosen, archive, starts[a:b] + context - 1, encoder, *v) for a, b, v in blocks)
-    if out is None:
-        return xr.concat(list(labelled), dim="time", coords="minimal", compat="override", join="override")
-    return _write(labelled, Path(out))
+    encoding = Encoding(
+        model=model, source=archive, domain=domain, encoder=encoder, batch_size=batch_size, pooled=pooled
+    )
+    count, source = len(encoding.opened.starts), encoding.opened.archive.source
+    if not count:
+        context = encoding.opened.domain.config.data.context
+        raise UserError(f"{source} has no {context} consecutive steps without a gap; there is nothing to embed.")
+    if out is not None:
+        return _write(encoding, Path(out), scheduler, progress)
+    if count * encoding.bytes_per_window > MEMORY_LIMIT if lazy is None else lazy:
+        return _label(encoding, encoding.lazily())
+    with tqdm(
+        total=count, desc=f"embed ({encoder})", unit="window", disable=None if progress else True, file=sys.stderr
+    ) as bar:
+        return _label(encoding, encoding.at_once(bar.update))
+
+
+def _write(encoding: Encoding, out: Path, scheduler: Any, progress: bool) -> xr.Dataset:
+    """Write a store, or what a store lacks."""
+    labelled, first = _label(encoding, encoding.lazily()), 0
+    store.finish_growing(out)
+    if out.exists():
+        first = store.first_to_add(encoding, labelled, out)
+    if first < labelled.sizes["time"]:
+        dates = time_encoding(labelled)
+        store.write(encoding, labelled, out, times=dates, first=first, scheduler=scheduler, progress=progress)
+    return xr.open_zarr(out, consolidated=False)
 
 
 def energy(
@@ -150,67 +182,33 @@ def energy(
     )
 
 
-def _encode(
-    model: Model,
-    domain: Domain,
-    archive: Archive,
-    starts: np.ndarray,
-    encoder: str,
-    batch_size: int,
-    progress: bool,
-) -> Iterator[tuple[int, int, tuple[np.ndarray, np.ndarray]]]:
-    """Blocks (first, last + 1, (latents, observed shares)) of about 64 MB."""
-    data, grid = domain.config.data, domain.tokenizer.grid
-    reader = WindowReader(archive, domain.normalizer, memory_mb=data.memory_mb)
-    per_window = grid.context_times * grid.per_time * model.jepa.encoder.latent_width * 4
-    block = max(batch_size, BLOCK_BYTES // per_window // batch_size * batch_size)
-    device = next(model.jepa.parameters()).device
-    bar = tqdm(
-        total=len(starts), desc=f"embed ({encoder})", unit="window", disable=None if progress else True, file=sys.stderr
-    )
-    with bar, torch.inference_mode():
-        for first in range(0, len(starts), block):
-            last = min(first + block, len(starts))
-            parts, shares = [], []
-            for number in range(first, last, batch_size):
-                rows = starts[number : min(number + batch_size, last)]
-                batch = dataclasses.replace(reader.read(rows, data.context), domain=domain.name).to(device)
-                latents = model.jepa.encode(batch, encoder=encoder, tokenizer=domain.tokenizer)
-                parts.append(latents.float().cpu().numpy())
-                weight = domain.tokenizer(batch).weight
-                shares.append(np.ones(latents.shape[:2], np.float32) if weight is None else weight.cpu().numpy())
-                bar.update(len(rows))
-            yield first, last, (np.concatenate(parts), np.concatenate(shares))
-
-
-def _label(
-    model: Model,
-    domain: Domain,
-    archive: Archive,
-    issue: np.ndarray,
-    encoder: str,
-    values: np.ndarray,
-    observed: np.ndarray,
-) -> xr.Dataset:
-    grid = domain.tokenizer.grid
-    attributes = {"units": "1", "long_name": f"latents of the {encoder} encoder", "model_id": model.id}
+def _label(encoding: Encoding, arrays: Mapping[str, Any]) -> xr.Dataset:
+    """All windows' arrays with their labels."""
+    model, archive, domain = encoding.opened.model, encoding.opened.archive, encoding.opened.domain
+    context, grid = domain.config.data.context, domain.tokenizer.grid
+    issue = encoding.opened.starts + context - 1
+    name = f"latents of the {encoding.encoder} encoder" + (", mean over the tokens" if encoding.pooled else "")
+    attributes = {
+        "latents": {"units": "1", "long_name": name, "model_id": model.id},
+        "observed": {"units": "1", "long_name": "observed share of the token"},
+    }
+    dims = ("time", "latent") if encoding.pooled else ("time", "token", "latent")
+    seen = slice(0, grid.context_times * grid.per_time)
+    tokens = {} if encoding.pooled else token_coordinates(domain.tokenizer, seen)
     return xr.Dataset(
-        {
-            "latents": (("time", "token", "latent"), values, attributes),
-            "observed": (("time", "token"), observed, {"units": "1", "long_name": "observed share of the token"}),
-        },
+        {name: (dims[: array.ndim], array, attributes[name]) for name, array in arrays.items()},
         coords={
             "time": ("time", archive.time[issue], {"long_name": "issue time: last step of the window"}),
             **series_coordinates(archive, issue, "time"),
-            **token_coordinates(domain.tokenizer, slice(0, grid.context_times * grid.per_time)),
+            **tokens,
         },
         attrs={
             "model_id": model.id,
             "domain": domain.name,
-            "encoder": encoder,
+            "encoder": encoding.encoder,
             "archive": Path(archive.source).name,
             "statistics_from": " to ".join(domain.normalizer.trained_on),
-            "window_steps": domain.config.data.context,
+            "window_steps": context,
             "seed": model.config.seed,
         },
     )
@@ -265,14 +263,3 @@ def time_encoding(ds: xr.Dataset) -> dict[str, dict[str, Any]]:
         units = f"{'seconds' if whole else 'microseconds'} since 1970-01-01"
         encoding[str(name)] = {"units": units, "calendar": calendar, "dtype": "int64"}
     return encoding
-
-
-def _write(blocks: Iterator[xr.Dataset], out: Path) -> xr.Dataset:
-    """Append block after block to a store that takes its name when it is complete."""
-    with complete_folder(out) as partial:
-        for number, block in enumerate(blocks):
-            chunk = min(block.sizes["time"], max(1, 2**22 // (block["latents"].nbytes // block.sizes["time"])))
-            encoding = {"latents": {"chunks": (chunk, *block["latents"].shape[1:])}, **time_encoding(block)}
-            options: Any = {"append_dim": "time"} if number else {"mode": "w", "encoding": encoding}
-            block.to_zarr(partial, consolidated=False, **options)
-    return xr.open_zarr(out, consolidated=False)

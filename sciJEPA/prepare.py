@@ -34,7 +34,8 @@ from sciJEPA.normalize import fit_normalizer
 from sciJEPA.samples import DataConfig, Ranges, split_steps
 from sciJEPA.saved_statistics import DESCRIPTION, write_statistics
 from sciJEPA.storage.chunked_copy import HIDDEN, Copier, Journal, Layout, lay_out, layouts, regions, reveal
-from sciJEPA.storage.sources import EXTRA, Opened, open_source
+from sciJEPA.storage.clusters import connected, workers_of
+from sciJEPA.storage.sources import Opened, open_source
 
 CODECS_AND_READERS = ("sciJEPA", "dask", "numcodecs", "numpy", "xarray", "zarr")
 
@@ -216,23 +217,8 @@ def _cluster(address: str | None, archive: Archive) -> Iterator[tuple[Any, int]]
             )
         yield ("synchronous" if one_thread else "threads"), 1
         return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError(f"a cluster needs distributed, which is not installed: {EXTRA}.") from error
-    try:
-        client = Client(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise UserError(
-            f"no cluster answers at {address} ({reason}); start one with 'dask scheduler' and 'dask worker', or leave "
-            "--scheduler out."
-        ) from error
-    with client:
-        workers = len(client.scheduler_info(n_workers=-1)["workers"])
-        if not workers:
-            raise UserError(f"the cluster at {address} has no workers; start some with 'dask worker {address}'.")
-        yield client, workers
+    with connected(address) as client:
+        yield client, workers_of(client)
 
 
 def _describe(store: Path, opened: Opened, card: Card | None, first: int, train: Ranges) -> None:

@@ -8,6 +8,7 @@ import xarray as xr
 from tiny import tiny_config
 
 import sciJEPA.latents as home
+from sciJEPA.embedding import encoding
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model, load
 from sciJEPA.latents import embed, energy
@@ -77,7 +78,7 @@ def test_on_disk_as_in_memory(
     blocks: int, model: Model, waves: Path, latents: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if blocks > 1:  # 64 windows of 16 tokens of 32 features of 4 bytes
-        monkeypatch.setattr(home, "BLOCK_BYTES", 64 * 16 * 32 * 4)
+        monkeypatch.setattr(encoding, "RANGE_BYTES", 64 * 16 * 32 * 4)
     stored = embed(model, waves, out=tmp_path / "latents.zarr", progress=False)
     assert stored["latents"].chunks is not None
     xr.testing.assert_identical(stored.load(), latents)
@@ -144,10 +145,14 @@ def test_an_unknown_encoder_and_a_misfit_are_refused(model: Model, waves: Path) 
         embed(model, travelling_waves(20, nlat=12))
 
 
-def test_latents_too_large_for_memory_want_a_store(model: Model, waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home, "MEMORY_LIMIT", 1000)
-    with pytest.raises(UserError, match=r"write them to disk with out='latents\.zarr'"):
-        embed(model, waves)
+def test_latents_too_large_for_memory_are_lazy(
+    model: Model, waves: Path, latents: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "MEMORY_LIMIT", latents["latents"].nbytes - 1)
+    assert embed(model, waves)["latents"].chunks is not None
+    assert embed(model, waves, lazy=False, progress=False)["latents"].chunks is None
+    monkeypatch.setattr(home, "MEMORY_LIMIT", latents["latents"].nbytes)
+    assert embed(model, waves, progress=False)["latents"].chunks is None
 
 
 @pytest.mark.parametrize("calendar", ["standard", "noleap", "360_day"])
@@ -173,7 +178,7 @@ def test_times_of_later_blocks_need_not_suit_the_first(tmp_path: Path, monkeypat
     # The first block is one issue time at midnight: whole days would do for it, and for none of the next three.
     ds = travelling_waves(15, cadence="6h").isel(time=slice(3, None))
     model = trained_on(ds, tmp_path)
-    monkeypatch.setattr(home, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(encoding, "RANGE_BYTES", 1)
     stored = embed(model, ds, out=tmp_path / "latents.zarr", batch_size=1, progress=False)
     assert stored["time"].values[0] == np.datetime64("2001-01-02T00")
     np.testing.assert_array_equal(stored["time"], ds["time"][1:])

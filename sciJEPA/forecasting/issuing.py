@@ -36,7 +36,7 @@ def forecast(
     *,
     init: str | Sequence[str] | None = None,
     lead: str | Sequence[str] | None = None,
-    method: str = "jepa_target",
+    method: str | None = None,
     probe: str = "ridge",
     domain: str | None = None,
     out: str | os.PathLike | None = None,
@@ -55,7 +55,7 @@ def forecast(
     lead
         Lead times such as ["1D", "3D"]; 1, 2, 3 and 5 steps if not given.
     method, probe
-        A name of the panel, and the kind of probe for latents.
+        A name of the panel, and the kind of probe for latents; jepa_target if not given, jepa_online for salt.
     out
         A Zarr store to write, block by block; without it the forecasts are returned in memory.
 
@@ -66,11 +66,12 @@ def forecast(
     """
     names = (*CONTROLS, *CEILINGS, *JUDGED)
     for kind, given, allowed in (("method", method, names), ("probe", probe, PROBES)):
-        if given not in allowed:
+        if given is not None and given not in allowed:
             raise UserError(f"there is no {kind} '{given}'; choose from {', '.join(allowed)}.")
     if out is not None:
         refuse_existing(out)
     folder, model = run_folder(run), run if isinstance(run, Model) else load(run)
+    method = method or f"jepa_{model.jepa.objective.encoder}"
     problem = opened_problem(model, archive, domain, lead, seed=seed)
     steps = init_steps(problem, init)
     beside = Path(out).absolute().parent if out is not None else None
