@@ -2,31 +2,69 @@
 
     python analysis/readme_tables.py
 
-`analysis/results/demo/scores.csv` is what `make demo` left in `runs/demo/probe`, and
-`analysis/results/sea_level_pressure/scores.csv` what `analysis/sea_level_pressure.py` left. A test holds the texts to
-these.
+`analysis/results/demo/scores.csv` is what `make demo` left in `runs/demo/probe`; the files in
+`analysis/results/sea_level_pressure` and `analysis/results/speedy` are what `analysis/climate_panels.py` left. A test
+holds the texts to these.
 """
 
+import sys
 from pathlib import Path
 
 import pandas as pd
-from sea_level_pressure import table
+from climate_panels import difference_table, label_table, part_table, table
 
 from sciJEPA.scores import format_markdown
 
 RESULTS = Path(__file__).parent / "results"
 
 
+def scores_of(name: str, file: str = "scores.csv") -> pd.DataFrame:
+    """Committed scores."""
+    return pd.read_csv(RESULTS / name / file, dtype={"lead": str})
+
+
 def demo_table() -> str:
     """The demonstration's upper layer, as Markdown."""
-    return format_markdown(pd.read_csv(RESULTS / "demo/scores.csv").query("variable == 'z_upper'"))
+    return format_markdown(scores_of("demo").query("variable == 'z_upper'"))
 
 
 def sea_level_pressure_table() -> str:
     """Sea-level pressure, mean over the seeds and their range, as Markdown."""
-    return table(pd.read_csv(RESULTS / "sea_level_pressure/scores.csv"))
+    return table(scores_of("sea_level_pressure"))
 
+
+def sea_level_pressure_differences() -> str:
+    """Sea-level pressure, JEPA against the best control at each lead and seed."""
+    return difference_table(scores_of("sea_level_pressure"))
+
+
+def sea_level_pressure_scales() -> str:
+    """How much of the anomalies' power the forecasts of sea-level pressure keep."""
+    return part_table(scores_of("sea_level_pressure", "parts.csv"), "power_ratio")
+
+
+def label_efficiency_table() -> str:
+    """Sea-level pressure with fewer training labels for the probes."""
+    return label_table(scores_of("sea_level_pressure", "labels.csv"))
+
+
+def speedy_table() -> str:
+    """The general circulation model, mean over its nine variables."""
+    return table(scores_of("speedy"))
+
+
+TABLES = {
+    "Sea-level pressure": sea_level_pressure_table,
+    "Sea-level pressure, JEPA against the best control (below zero: better)": sea_level_pressure_differences,
+    "Sea-level pressure, power of the anomalies forecast over that of the truth": sea_level_pressure_scales,
+    "Sea-level pressure, fewer labels": label_efficiency_table,
+    "General circulation model, mean over nine variables": speedy_table,
+    "The demo's turbulence": demo_table,
+}
 
 if __name__ == "__main__":
-    print(demo_table())
-    print(sea_level_pressure_table())
+    for heading, make in TABLES.items():
+        try:
+            print(f"## {heading}\n\n{make()}")
+        except FileNotFoundError as error:
+            print(f"{error.filename} is not there, so this table is left out: {heading}", file=sys.stderr)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.folders import complete_folder, refuse_existing
+from sciJEPA.forcings import without_forcings
 from sciJEPA.forecasting.labelling import lead_label, lead_steps, to_dataset
 from sciJEPA.forecasting.rollout import LatentRollout
 from sciJEPA.hub import Domain, Model, load
@@ -40,6 +41,7 @@ from sciJEPA.judging.problem import Errors, Problem
 from sciJEPA.latents import time_encoding
 from sciJEPA.scores import MethodErrors, score_rows
 from sciJEPA.scoring.comparison import COLUMNS
+from sciJEPA.scoring.parts import power_rows, region_rows, season_rows, seasons_of
 from sciJEPA.scoring.score_table import LATENTS
 from sciJEPA.scoring.significance import p_value_rows
 
@@ -69,7 +71,7 @@ def probe(
     run
         A run folder, a model folder or a loaded model.
     archive
-        The archive to forecast, split as the model's configuration says.
+        The archive to forecast, split as the model's configuration says; its forcings are read, but not forecast.
     domain
         Which domain of a joint model the archive belongs to; found from the archive if not given.
     lead
@@ -84,7 +86,7 @@ def probe(
         Shares of the training labels that probes are fitted on, such as [0.01, 0.1, 1]; validation keeps all of its
         own. The table then has a column `labels`.
     out
-        A new folder for scores.csv, skill.png and forecasts.zarr (the target encoder's).
+        A new folder for scores.csv, skill.png and forecasts.zarr (the target encoder's; the student's of salt).
     cache
         A folder for latents and finished methods, from which the same probe is repeated in seconds; `RUN/cache` where
         `run` is the folder of a run. What comes from an archive in memory is not kept.
@@ -94,7 +96,8 @@ def probe(
     Returns
     -------
     pd.DataFrame
-        One row a number: archive, variable, lead, method, probe, metric, value, low, high, n, seed.
+        One row a number: archive, variable, lead, method, probe, metric, value, low, high, n, seed. Regions, seasons
+        and scales have metrics of their own, as in `rmse@tropics` (see `scoring.parts`).
 
     Raises
     ------
@@ -112,11 +115,11 @@ def probe(
     folder = run_folder(run)
     model = run if isinstance(run, Model) else load(run)
     problems = [opened_problem(model, archive, domain, lead, share=share, seed=seed) for share in shares]
-    opened, name = problems[0].archive, problems[0].domain
+    name = problems[0].domain
     kept = Path(cache) if cache is not None else folder / "cache" if folder is not None else None
     beside = Path(out).absolute().parent if out is not None else None
     tables: list[pd.DataFrame] = []
-    with open_cache(kept, opened, beside) as store:
+    with open_cache(kept, problems[0].inputs[1], beside) as store:
         trained = (folder if folder is not None else store.folder) / "controls"
         for problem in problems:
             methods = Methods(problem, model, store, trained, run_configuration(folder, model), progress)
@@ -139,11 +142,14 @@ def opened_problem(
     **options: Any,
 ) -> Problem:
     """The problem that a model, an archive and leads as a user writes them pose."""
-    opened, chosen = model.open(archive, domain)
+    read, reading = model.open(archive, domain)
+    opened, chosen, whole = without_forcings(read, reading.config.data.forcings), reading, None
+    if opened is not read:
+        chosen, whole = model.domains[reading.name].meet(opened), (reading, read)
     lead = [lead] if isinstance(lead, str) else lead
     leads = [lead_steps(text, opened) for text in lead] if lead else list(DEFAULT_LEADS)
     texts = list(lead) if lead else [lead_label(steps, opened) for steps in leads]
-    return Problem.of(chosen, opened, leads, texts, **options)
+    return Problem.of(chosen, opened, leads, texts, whole=whole, **options)
 
 
 def run_folder(run: str | os.PathLike | Model) -> Path | None:
@@ -169,29 +175,37 @@ class _Panel:
         judged = judged_methods(problem, model)
         entries = self.methods.entries((*controls, *judged), probes)
         errors: list[MethodErrors] = []
+        found: list[Errors] = []
         shown = None if self.methods.progress else True
         with tqdm(total=len(entries), desc="probe", unit="method", disable=shown) as bar:
             for name, kind in entries:
                 bar.set_postfix_str(name if kind in ("none", "ridge") else f"{name} {kind}")
-                errors += self._labelled(name, kind, self._errors(name, kind))
+                found.append(self._errors(name, kind))
+                errors += self._labelled(name, kind, found[-1])
                 bar.update(1)
         of_table = {"archive": Path(problem.archive.source).name, "seed": problem.seed}
         competing = [name for name in controls if name not in CEILINGS]
         rows = [
             score_rows(errors, controls=competing, **of_table),  # type: ignore[arg-type]
             p_value_rows(errors, controls=competing, judged=judged, **of_table),  # type: ignore[arg-type]
+            *self._part_rows(errors, found, competing),
         ]
         if "latent_rollout" in judged:
             rows.append(self._rank_rows(of_table))
-        key = self.methods.key("jepa_target", probes[0])
-        forecasts = self.methods.cache.forecasts(f"jepa_target-{probes[0]}", key)
+        key = self.methods.key(self._shown, probes[0])
+        forecasts = self.methods.cache.forecasts(f"{self._shown}-{probes[0]}", key)
         return pd.concat(rows, ignore_index=True), forecasts
+
+    @property
+    def _shown(self) -> str:
+        """The method whose forecasts are kept: of the encoder that the run is for."""
+        return f"jepa_{self.methods.model.jepa.objective.encoder}"
 
     def _errors(self, name: str, kind: str) -> Errors:
         """Errors of a method: those that were kept, or new ones."""
         cache, key = self.methods.cache, self.methods.key(name, kind)
         path = cache.forecasts(f"{name}-{kind}", key)
-        wanted = name == "jepa_target"
+        wanted = name == self._shown
         found = cache.errors(f"{name}-{kind}", key)
         if found is not None and (path.is_dir() or not wanted):
             return found
@@ -219,6 +233,29 @@ class _Panel:
             for number, label in enumerate(problem.labels)
             for column, channel in enumerate(problem.archive.channels)
         ]
+
+    def _part_rows(
+        self, errors: Sequence[MethodErrors], found: Sequence[Errors], controls: Sequence[str]
+    ) -> list[pd.DataFrame]:
+        """Rows of regions, seasons and scales; `found` holds the statistics of each method in the order of `errors`."""
+        problem, archive = self.methods.problem, self.methods.problem.archive
+        name = Path(archive.source).name
+        cells = [(leads, channels) for leads in range(len(problem.leads)) for channels in range(len(archive.channels))]
+        regional = {
+            region: [own.regional[(number, *cell)] for own in found for cell in cells]
+            for number, region in enumerate(problem.parts.regions)
+        }
+        powers = [own.power[(slice(None), slice(None), *cell)] for own in found for cell in cells]
+        seasons = {
+            label: seasons_of(archive.time[problem.test + lead])
+            for label, lead in zip(problem.labels, problem.leads, strict=True)
+        }
+        tables = (
+            region_rows(errors, regional, archive=name, seed=problem.seed, controls=controls),
+            season_rows(errors, seasons, archive=name, seed=problem.seed, controls=controls),
+            power_rows(errors, powers, archive=name, seed=problem.seed),
+        )
+        return [table for table in tables if len(table)]
 
     def _rank_rows(self, labels: Mapping[str, Any]) -> pd.DataFrame:
         """Effective rank of the rollout's latents at each lead, and of those of the target encoder."""

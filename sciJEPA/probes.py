@@ -16,7 +16,9 @@ from sciJEPA.errors import UserError
 
 STRENGTHS = tuple(10.0**power for power in np.arange(-5, 3.01, 0.5))
 """Ridge strengths, relative to the mean square of the features times their number."""
-BLOCK_ROWS = 512
+BLOCK_ROWS, BLOCK_COLUMNS = 512, 2048
+BASIS_VALUES = 2**27
+"""Training features in the eigenbasis are kept between leads where they are no more values than this: 512 MB."""
 CHOICE_TARGETS = 512
 """A strength is chosen on at most so many targets of a group, evenly spaced."""
 
@@ -102,9 +104,11 @@ class Ridge:
         self.strength_, self.error_ = np.empty((2, len(targets), groups))
         self._solutions, self._target_means = [], []
         validation_basis = self._project(validation)
+        small = self._primal and len(train) * len(self._eigenvalues) <= BASIS_VALUES
+        train_basis = self._project(train) if small else None
         for lead, target in enumerate(targets):
             mean = self._centre(target, train)
-            solution = self._correlate(target, mean, train)
+            solution = self._correlate(target, mean, train, train_basis)
             truth = target.read(validation) - mean
             for group, part in enumerate(np.split(np.arange(target.width), groups)):
                 some = part[:: -(-len(part) // CHOICE_TARGETS)]
@@ -142,39 +146,47 @@ class Ridge:
                 part = self._centred(block)
                 gram += part.T @ part
             return gram
-        self._train_features = self._features.read(train).astype(np.float32) - self._mean.astype(np.float32)
-        gram = np.empty((len(train), len(train)))
+        self._train_features = np.empty((len(train), self._features.width), dtype=np.float32)
         for first in range(0, len(train), BLOCK_ROWS):
             rows = slice(first, first + BLOCK_ROWS)
-            gram[rows] = self._train_features[rows].astype(np.float64) @ self._train_features.T
-        return gram
+            self._train_features[rows] = self._features.read(train[rows]) - self._mean.astype(np.float32)
+        return _inner(self._train_features, self._train_features)
 
     def _project(self, times: np.ndarray) -> np.ndarray:
         """Features in the eigenbasis: X V (primal) or X X_train^T U (dual)."""
         parts = []
         for block in row_blocks(times):
             part = self._centred(block)
-            part = part if self._primal else part @ self._train_features.T
+            part = part if self._primal else _inner(part, self._train_features)
             parts.append((part @ self._vectors).astype(np.float32))
         return np.concatenate(parts)
 
-    def _correlate(self, target: Rows, mean: np.ndarray, train: np.ndarray) -> np.ndarray:
-        """Targets in the eigenbasis: V^T X^T Y (primal) or U^T Y (dual)."""
+    def _correlate(self, target: Rows, mean: np.ndarray, train: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
+        """Targets in the eigenbasis: V^T X^T Y (primal; X V may be at hand) or U^T Y (dual)."""
         total = np.zeros((len(self._eigenvalues), target.width), dtype=np.float32)
         vectors = self._vectors.astype(np.float32)
         for first in range(0, len(train), BLOCK_ROWS):
-            block = train[first : first + BLOCK_ROWS]
-            wanted = (target.read(block) - mean).astype(np.float32)
-            if self._primal:
-                total += (self._centred(block) @ self._vectors).astype(np.float32).T @ wanted
+            rows = slice(first, first + BLOCK_ROWS)
+            wanted = (target.read(train[rows]) - mean).astype(np.float32)
+            if not self._primal:
+                total += vectors[rows].T @ wanted
             else:
-                total += vectors[first : first + BLOCK_ROWS].T @ wanted
+                total += (self._project(train[rows]) if basis is None else basis[rows]).T @ wanted
         return total
 
 
 def row_blocks(indices: np.ndarray) -> list[np.ndarray]:
     """The indices in blocks of `BLOCK_ROWS`, so that features are never read all at once."""
     return [indices[first : first + BLOCK_ROWS] for first in range(0, len(indices), BLOCK_ROWS)]
+
+
+def _inner(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Product one @ other.T in double precision, in parts of the columns: no array is copied whole."""
+    total = np.zeros((len(one), len(other)))
+    for first in range(0, one.shape[1], BLOCK_COLUMNS):
+        part = slice(first, first + BLOCK_COLUMNS)
+        total += one[:, part].astype(np.float64) @ other[:, part].astype(np.float64).T
+    return total
 
 
 def _mean(rows: Rows, indices: np.ndarray) -> np.ndarray:

@@ -53,7 +53,9 @@ def test_one_row_a_number(panel: tuple[pd.DataFrame, Path]) -> None:
     assert list(rows.columns) == COLUMNS
     assert not rows.duplicated(["variable", "lead", "method", "probe", "metric"]).any()
     scores = {"rmse", "rmse_over_climatology", "skill", "acc", "difference_to_best_control"}
-    assert set(rows["metric"]) == scores | {"p_value", "p_value_adjusted", "rank"}
+    scales = {f"power_ratio@{scale}" for scale in ("large", "medium", "small")}
+    # the grid lies within one region, and all test times in one season
+    assert set(rows["metric"]) == scores | {"p_value", "p_value_adjusted", "rank"} | scales
     rows = rows[rows["metric"].isin(scores)]
     assert set(rows["archive"]) == {"waves.zarr"}
     defined = rows.dropna(subset=["value"])
@@ -217,6 +219,33 @@ def test_test_times_change_no_forecast(panel: tuple[pd.DataFrame, Path], model: 
     )
     assert one.sizes["init_time"] == 10
     np.testing.assert_array_equal(one, two)
+
+
+# --- parts
+
+
+def test_regions_and_seasons_have_metrics_of_their_own(tmp_path: Path) -> None:
+    # 400 days: the test split is the last 80, from 17 November 2001 to 4 February 2002
+    ds = travelling_waves(400, variables=("z", "t"), missing=0.1)
+    ds = ds.assign_coords(latitude=np.linspace(-70, 70, 8))
+    rows = judged(ds, tmp_path, lead=["1D", "3D"], controls="damped_persistence", out=tmp_path / "probe")
+    cells = rows[rows["method"] == "damped_persistence"].set_index(["variable", "lead", "metric"]).sort_index()
+    parts = {str(metric).partition("@")[2] for metric in rows["metric"]} - {""}
+    # latitudes of 10 degrees are the tropics; with missing values there is no spectrum
+    assert parts == {"tropics", "northern_extratropics", "southern_extratropics", "DJF", "SON"}
+    for variable in ("z", "t"):
+        whole = cells.loc[(variable, "3D")]
+        assert whole.loc["rmse@DJF", "n"] + whole.loc["rmse@SON", "n"] == whole.loc["rmse", "n"]
+        squares = [
+            whole.loc[f"rmse@{season}", "value"] ** 2 * whole.loc[f"rmse@{season}", "n"] for season in ("DJF", "SON")
+        ]
+        assert sum(squares) == pytest.approx(whole.loc["rmse", "value"] ** 2 * whole.loc["rmse", "n"], rel=1e-4)
+    # by hand, from what was written: the target encoder's forecasts in the tropics
+    forecast = xr.open_zarr(tmp_path / "probe/forecasts.zarr", consolidated=False).load()["t"]
+    middle = {"latitude": slice(-20, 20)}
+    found = rmse_of(forecast.sel(middle), ds["t"].sel(middle))  # rows of 20 degrees at 10 N and S weigh the same
+    tropics = rows.query("method == 'jepa_target' and metric == 'rmse@tropics' and variable == 't'")["value"]
+    np.testing.assert_allclose(tropics, found, rtol=0.02)  # gaps are weighted time by time
 
 
 # --- archives of all kinds

@@ -133,6 +133,8 @@ def test_blocks_are_invisible(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     one = Ridge().fit(rows_of(features), [rows_of(targets)], TRAIN, VALIDATION, weights=np.ones(3))
     whole = one.predict(TEST)[0]
     monkeypatch.setattr(home, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(home, "BLOCK_COLUMNS", 3)
+    monkeypatch.setattr(home, "BASIS_VALUES", 0)  # nothing is kept between leads
     two = Ridge().fit(rows_of(features), [rows_of(targets)], TRAIN, VALIDATION, weights=np.ones(3))
     np.testing.assert_allclose(two.predict(TEST)[0], whole, atol=1e-4)
 

@@ -5,8 +5,8 @@ from sciJEPA.archive import open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
 from sciJEPA.judging.baselines import Persistence, fields
-from sciJEPA.judging.problem import LEAST_TIMES, Problem, narrowed, thinned
-from sciJEPA.probes import Ridge
+from sciJEPA.judging.problem import LEAST_TIMES, Problem, narrowed, remembered, thinned
+from sciJEPA.probes import Ridge, Rows
 from sciJEPA.synthetic import travelling_waves
 
 
@@ -44,6 +44,20 @@ def test_wide_features_are_narrowed_to_what_varies(problem: Problem, monkeypatch
     monkeypatch.setattr("sciJEPA.judging.problem.WIDEST", 100)  # of 128 values and 136 training times
     assert narrowed(features, problem.train).width == 128
     np.testing.assert_allclose(problem.judge(problem.fit(Ridge(), features)).squared_error, whole, rtol=1e-2)
+
+
+def test_rows_that_are_remembered_are_read_once_and_others_as_before() -> None:
+    values, asked = np.arange(12, dtype=np.float32).reshape(6, 2), []
+
+    def read(steps: np.ndarray) -> np.ndarray:
+        asked.extend(steps.tolist())
+        return values[steps]
+
+    rows = remembered(Rows(read, 2), np.array([1, 3, 5]))
+    for steps in ([3, 1], [3], [5, 3]):
+        np.testing.assert_array_equal(rows.read(np.array(steps)), values[steps])
+    assert asked == [1, 3, 5]
+    np.testing.assert_array_equal(rows.read(np.array([0, 3])), values[[0, 3]])
 
 
 def test_blocks_are_invisible(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,18 +7,21 @@ import xarray as xr
 from tiny import tiny_config
 
 from sciJEPA.archive import open_archive
+from sciJEPA.cli import main
 from sciJEPA.errors import UserError
+from sciJEPA.hub import load
 from sciJEPA.judging.baselines import Persistence
-from sciJEPA.judging.protocol_ett import Series, ett, linear_errors
+from sciJEPA.judging.parameters import grouped_r2, trajectory_parameters
+from sciJEPA.judging.protocol_ett import ett, ett_table
 from sciJEPA.judging.protocols import (
     issued_at,
     protocol,
-    trajectory_parameters,
     vrmse_of,
     weatherbench,
     well,
     well_leads,
 )
+from sciJEPA.judging.series_windows import Series, linear_errors
 from sciJEPA.panel import opened_problem
 from sciJEPA.pretrain import pretrain
 from sciJEPA.synthetic import travelling_waves
@@ -60,9 +63,12 @@ def test_repeating_the_last_value_by_hand() -> None:
     values = Series.of(open_archive(table()), ROWS).values
     errors = np.array([values[i : i + 12] - values[i - 1] for i in range(400, 489)])
     found = rows.set_index("metric")
-    assert found["n"].tolist() == [89, 89]
+    assert found["n"].tolist() == [89, 89, 89]
     assert found.loc["mse", "value"] == pytest.approx((errors**2).mean())
     assert found.loc["mae", "value"] == pytest.approx(np.abs(errors).mean())
+    # a unit of MASE is the mean difference of training rows a day apart, of each series
+    naive = np.abs(values[24:300] - values[:276]).mean(axis=0)
+    assert found.loc["mase", "value"] == pytest.approx((np.abs(errors).mean(axis=(0, 1)) / naive).mean())
 
 
 def test_a_cycle_is_repeated_and_a_ridge_learns_it() -> None:
@@ -81,10 +87,10 @@ def test_one_map_serves_all_series() -> None:
     ds = xr.Dataset({"up": ("time", slope), "down": ("time", -2 * slope)}, {"time": time})
     series = Series.of(open_archive(ds), ROWS)
 
-    def steps(issues: np.ndarray) -> np.ndarray:
-        return np.diff(series.past(issues, 2), axis=2)
+    def steps(issues: np.ndarray) -> list[np.ndarray]:
+        return [np.diff(series.past(issues, 2), axis=2)]
 
-    squares, _ = linear_errors(series, 6, steps, 2)
+    squares, _ = linear_errors(series, [6], steps, 2)[(0,)][6]
     assert squares.max() < 1e-6
 
 
@@ -94,6 +100,38 @@ def test_the_test_rows_change_no_forecast_of_the_validation_rows() -> None:
     changed["a"][400:] = 1e3
     one, two = (Series.of(open_archive(each), ROWS) for each in (ds, changed))
     np.testing.assert_array_equal(one.values[:400], two.values[:400])
+
+
+def test_a_choice_on_the_validation_rows_reads_no_test_row() -> None:
+    ds = table()
+    changed = ds.copy(deep=True)
+    changed["a"][400:] = 1e3
+    options = {"horizons": [12, 24], "look_back": 48, "rows": ROWS, "split": "validation", "progress": False}
+    one, two = (ett(each, **options) for each in (ds, changed))
+    pd.testing.assert_frame_equal(one, two)
+    assert one["n"].unique().tolist() == [89, 77]  # of 100 rows
+    values = Series.of(open_archive(ds), ROWS).values
+    by_hand = np.mean([(values[i : i + 12] - values[i - 1]) ** 2 for i in range(300, 389)])
+    assert one.query("method == 'persistence' and lead == '12' and metric == 'mse'")["value"].item() == (
+        pytest.approx(by_hand)
+    )
+    with pytest.raises(UserError, match="split must be validation or test, got 'train'"):
+        ett(ds, **{**options, "split": "train"})
+
+
+def test_a_table_as_the_literature_prints_it() -> None:
+    text = ett_table(ett(table(), horizons=[12, 24], rows=ROWS, methods=["seasonal_naive", "persistence"]))
+    head, *lines = text.splitlines()
+    assert head.split()[-2:] == ["12", "24"]  # in the order that was asked for
+    assert [line.split()[0] for line in lines] == ["seasonal_naive", "persistence"]
+
+
+def test_the_command_prints_that_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(14400).to_netcdf(tmp_path / "table.nc")
+    words = ["protocol", "ett", str(tmp_path / "table.nc"), "--horizon", "24", "--method", "seasonal_naive,persistence"]
+    assert main([*words, "--out", str(tmp_path / "scores.csv")]) == 0
+    rows = pd.read_csv(tmp_path / "scores.csv", dtype={"lead": str})
+    assert capsys.readouterr().out.rstrip() == ett_table(rows).rstrip()
 
 
 def test_latents_of_a_run_are_judged_beside_the_window(tmp_path: Path) -> None:
@@ -108,8 +146,11 @@ def test_latents_of_a_run_are_judged_beside_the_window(tmp_path: Path) -> None:
                      tmp_path / "run", progress=False)  # fmt: skip
     rows = ett(tmp_path / "table.nc", tmp_path / "run", horizons=[12], look_back=48, rows=ROWS, progress=False)
     found = rows[rows["metric"] == "mse"].set_index("method")["value"]
-    assert set(found.index) >= {"raw_ridge", "random_init", "jepa_online", "jepa_target", "jepa_target_window"}
+    encoders = ("random_init", "mae", "jepa_online", "jepa_target")
+    assert set(found.index) >= {"raw_ridge", *encoders, *(f"{name}_window" for name in encoders)}
     assert found["jepa_target"] < found["persistence"]
+    (trained,) = (tmp_path / "run" / "controls").glob("mae-*")  # once, and kept
+    assert load(trained).config.objective.target == "mae"
     assert (rows["n"] == 89).all()
     with pytest.raises(UserError, match="statistics must come from training times only"):
         ett(table()[["a"]], model, horizons=[12], rows=(200, 100, 100), methods=["jepa_target"], progress=False)
@@ -120,8 +161,8 @@ def test_etth1(shared_data: Path) -> None:
     if not path.is_file():
         pytest.skip(f"no {path}")
     rows = ett(path, horizons=[96], methods=["persistence"], progress=False).set_index("metric")
-    assert rows["n"].tolist() == [2785, 2785]
-    assert rows["value"].round(3).tolist() == [1.294, 0.713]
+    assert rows["n"].tolist() == [2785, 2785, 2785]
+    assert rows["value"].round(3).tolist()[:2] == [1.294, 0.713]
 
 
 @pytest.mark.slow
@@ -205,8 +246,9 @@ def test_one_step_and_rollout_and_parameters(simulated: Path) -> None:
     assert set(vrmse.index.get_level_values("lead")) == {"1", "6:12"}
     told = rows[rows["metric"] == "r2"]
     assert set(told["variable"]) == {"speed"}
-    assert set(told["method"]) == {"random_init", "jepa_target"}
-    assert (told["value"] <= 1).all()
+    assert set(told["method"]) == {"random_init", "jepa_target", "moments_and_spectrum"}
+    assert set(told["probe"]) == {"ridge", "attentive", "knn"}
+    assert (told["value"] <= 1).all() and (told["low"] <= told["value"]).all()
 
 
 def test_vrmse_by_hand(simulated: Path) -> None:
@@ -221,8 +263,6 @@ def test_vrmse_by_hand(simulated: Path) -> None:
 
 
 def pretrain_of(folder: Path):  # type: ignore[no-untyped-def]
-    from sciJEPA.hub import load
-
     return load(folder / "run")
 
 
@@ -231,13 +271,26 @@ def test_leads_that_stand_for_a_span() -> None:
     assert well_leads(31) == [1, 6, 9, 12, 13, 21, 30]
 
 
-def test_parameters_are_coordinates_that_differ() -> None:
+def test_parameters_are_numbers_that_differ() -> None:
     ds = simulations().assign_coords(width=("trajectory", np.ones(12)))
     assert trajectory_parameters(open_archive(ds)) == ["speed"]
+    assert trajectory_parameters(open_archive(ds.reset_coords("speed"))) == ["speed"]  # a variable is as good
+
+
+def test_an_interval_draws_whole_trajectories() -> None:
+    # 40 windows each of 4 trajectories: were they drawn one by one, the interval would be three times narrower
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), 40)
+    truth = np.array([0.0, 1.0, 2.0, 3.0])[groups]
+    predicted = truth + rng.normal(size=4)[groups]
+    value, low, high = grouped_r2(truth, predicted, groups)
+    assert value == pytest.approx(1 - ((truth - predicted) ** 2).sum() / ((truth - 1.5) ** 2).sum())
+    _, low_single, high_single = grouped_r2(truth, predicted, np.arange(160))
+    assert low < low_single < value < high_single < high
 
 
 def test_protocols_by_name() -> None:
-    assert len(protocol("ett", table(), horizons=[6], rows=ROWS, methods=["persistence"])) == 2
+    assert len(protocol("ett", table(), horizons=[6], rows=ROWS, methods=["persistence"])) == 3
     with pytest.raises(UserError, match="no protocol 'kaggle'; choose from ett, weatherbench, well"):
         protocol("kaggle", table())
     with pytest.raises(UserError, match="judges a run"):

@@ -64,6 +64,34 @@ def test_scores_are_those_of_the_panel(stored: Path, model, waves: Path) -> None
         assert found["jepa_target", lead, "rmse"] == pytest.approx(panel["jepa_target", lead, "rmse"], rel=0.02)
         assert found["persistence", lead, "rmse"] == pytest.approx(panel["persistence", lead, "rmse"], rel=0.02)
         assert found["jepa_target", lead, "mae"] < found["jepa_target", lead, "rmse"]
+        for scale in ("large", "medium"):  # the waves and some of the noise; of the rest a probe forecasts little
+            metric = f"power_ratio@{scale}"
+            assert found["jepa_target", lead, metric] == pytest.approx(panel["jepa_target", lead, metric], rel=0.05)
+
+
+def test_regions_and_seasons_of_a_forecast() -> None:
+    truth = travelling_waves(200, variables=("z", "t")).assign_coords(latitude=np.linspace(-70, 70, 8))
+    issued = truth["time"].values[130:170]  # valid from 12 May (a day ahead) to 21 June
+    ahead = np.array([1, 3], "m8[D]").astype("m8[ns]")
+    fields = {
+        name: (
+            ("time", "prediction_timedelta", "latitude", "longitude"),
+            np.stack([truth[name].sel(time=issued + lead).values for lead in ahead], axis=1) + error,
+        )
+        # wrong by 3 in the tropics of z, where the rows at 10 degrees lie, and by 2 everywhere in t
+        for name, error in (("z", 3.0 * (abs(truth["latitude"].values) < 20)[:, None]), ("t", 2.0))
+    }
+    places = {"latitude": truth["latitude"], "longitude": truth["longitude"]}
+    given = xr.Dataset(fields, {"time": issued, "prediction_timedelta": ahead, **places})
+    rows = score(given, truth)
+    found = rows[rows["method"] == "forecast"].set_index(["variable", "lead", "metric"]).sort_index()
+    for lead in ("1D", "3D"):
+        for variable, region, error in (("z", "tropics", 3), ("z", "northern_extratropics", 0), ("t", "tropics", 2)):
+            assert found.loc[(variable, lead, f"rmse@{region}"), "value"] == pytest.approx(error, abs=1e-3)
+        assert found.loc[("t", lead, "rmse@MAM"), "value"] == pytest.approx(2, abs=1e-3)
+    # issued from 11 May on: 20 spring days a day ahead, 18 three days ahead, and the rest of the 40 in summer
+    assert found.loc[("z", "1D", "rmse@MAM"), "n"] == 20
+    assert found.loc[("z", "3D", "rmse@JJA"), "n"] == 22
 
 
 def test_scores_by_hand(waves: Path) -> None:

@@ -75,7 +75,7 @@ def forecast(
     problem = opened_problem(model, archive, domain, lead, seed=seed)
     steps = init_steps(problem, init)
     beside = Path(out).absolute().parent if out is not None else None
-    with open_cache(folder / "cache" if folder is not None else None, problem.archive, beside) as store:
+    with open_cache(folder / "cache" if folder is not None else None, problem.inputs[1], beside) as store:
         trained = (folder if folder is not None else store.folder) / "controls"
         methods = Methods(problem, model, store, trained, run_configuration(folder, model), progress)
         blocks = _Blocks(problem, methods.make(method, probe), steps, _attributes(problem, model, method, probe))

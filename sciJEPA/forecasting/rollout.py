@@ -66,27 +66,32 @@ class Carrier:
         return cls(problem, model, mean.float(), deviation.float())
 
     @property
+    def domain(self) -> Domain:
+        """The domain with its forcings."""
+        return self.problem.inputs[0]
+
+    @property
     def places(self) -> int:
         """Tokens of one time."""
-        return self.problem.domain.tokenizer.grid.per_time
+        return self.domain.tokenizer.grid.per_time
 
     @property
     def ahead(self) -> int:
         """Token times that the predictor reaches at once."""
-        grid = self.problem.domain.tokenizer.grid
+        grid = self.domain.tokenizer.grid
         return grid.times - grid.context_times
 
     @property
     def steps_per_token(self) -> int:
         """Steps of the archive in a token."""
-        return self.problem.domain.config.data.window // self.problem.domain.tokenizer.grid.times
+        return self.domain.config.data.window // self.domain.tokenizer.grid.times
 
     def encoded(self, steps: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Target latents of whole windows issued at these steps, as in training but for the standardisation."""
-        jepa, data = self.model.jepa, self.problem.domain.config.data
-        batch = self.problem.reader.read(steps - data.context + 1, data.window)
-        tokens = self.problem.domain.tokenizer(self._named(batch))
-        past = self.problem.domain.tokenizer.grid.context_times * self.places
+        jepa, data = self.model.jepa, self.domain.config.data
+        batch = self.problem.input_reader.read(steps - data.context + 1, data.window)
+        tokens = jepa.tokens(self._named(batch), tokenizer=self.domain.tokenizer)
+        past = self.domain.tokenizer.grid.context_times * self.places
         scope = tokens.span(past if jepa.objective.scope == "future" else 0, None)
         encoder = jepa.target_encoder
         with torch.inference_mode():
@@ -102,18 +107,20 @@ class Carrier:
         return torch.cat([self._carried(part, reach, stride) for part in _batches(steps)])
 
     def _carried(self, steps: np.ndarray, reach: int, stride: int) -> Tensor:
-        jepa, grid, data = self.model.jepa, self.problem.domain.tokenizer.grid, self.problem.domain.config.data
+        jepa, grid, data = self.model.jepa, self.domain.tokenizer.grid, self.domain.config.data
         past = grid.context_times * self.places
-        batch = self._named(self.problem.reader.read(steps - data.context + 1, data.context))
+        batch = self._named(self.problem.input_reader.read(steps - data.context + 1, data.context))
         with torch.inference_mode():
-            visible = self.problem.domain.tokenizer(batch)
+            visible = self.domain.tokenizer(batch)
             memory, seen = jepa.encoder(visible), visible.seen
             found: list[Tensor] = []
             for shift in range(0, reach, stride):
                 count = min(stride, reach - shift) * self.places
-                features = self.problem.domain.tokenizer(self._later(batch, steps, shift)).features
+                later = self.domain.tokenizer(self._later(batch, steps, shift))
+                known, asked = later.span(0, past), later.span(past, past + count)
+                may_see = asked.attendable(known, seen)
                 predicted = jepa.predictor(
-                    jepa.norm(memory), features[:, :past], features[:, past : past + count], seen, visible.domain
+                    jepa.norm(memory), known.features, asked.features, may_see, visible.domain
                 ).float()
                 found.append(predicted)
                 restored = predicted * self.deviation.to(memory) + self.mean.to(memory)
@@ -128,7 +135,7 @@ class Carrier:
         Tokenizers make position features of the calendar and of what the issue window holds; of the future, which is
         zero here, they may know nothing.
         """
-        data, archive = self.problem.domain.config.data, self.problem.archive
+        data, archive = self.domain.config.data, self.problem.archive
         first = 1 - data.context + shift * self.steps_per_token
         seasons = [
             calendar_features(valid_times(archive, steps, ahead) if ahead > 0 else archive.time[steps + ahead])
@@ -145,7 +152,7 @@ class Carrier:
 
     def _named(self, batch: Batch) -> Batch:
         device = next(self.model.jepa.parameters()).device
-        return dataclasses.replace(batch, domain=self.problem.domain.name).to(device)
+        return dataclasses.replace(batch, domain=self.domain.name).to(device)
 
     def _standard(self, latents: Tensor) -> Tensor:
         if self.model.jepa.objective.standardise == "token":
@@ -171,13 +178,15 @@ class LatentRollout:
         """Whether the model's predictor predicts latents of times to come."""
         data, masking, objective = domain.config.data, domain.config.masking, model.jepa.objective
         own = objective.target in ("ema", "vicreg", "sigreg") and objective.layers == (-1,)
+        # Where channels have tokens of their own, those of forcings are never predicted, and the rollout needs all.
+        own = own and not (data.forcings and domain.tokenizer.channels_per_token < len(domain.tokenizer.channels))
         return own and data.window > data.context and masking.forecast > 0 and not masking.horizons
 
     @classmethod
     def fit(cls, problem: Problem, model: Model) -> "LatentRollout":
         """Statistics and decoder from the training times, the stride of each lead from the validation times."""
         data = problem.domain.config.data
-        if not cls.possible(model, problem.domain):
+        if not cls.possible(model, problem.inputs[0]):
             raise UserError(
                 "latent_rollout needs a model whose predictor predicts latents of times to come: one trained with "
                 "data.window above data.context, masking.forecast above 0 without horizons, and targets that are its "

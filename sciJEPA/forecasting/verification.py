@@ -7,8 +7,9 @@ nobody knows which years it has seen.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.folders import refuse_existing
 from sciJEPA.forecast import issue_and_leads, trained_steps
-from sciJEPA.forecasting.labelling import label_fields, lead_label, place_weights, positions, series_numbers, to_dataset
+from sciJEPA.forecasting.labelling import (
+    label_fields,
+    lead_label,
+    place_weights,
+    positions,
+    series_numbers,
+    to_dataset,
+    valid_times,
+)
 from sciJEPA.forecasting.layout import read_forecast
 from sciJEPA.judging.baselines import Climatology, Persistence
 from sciJEPA.loader import WindowReader
@@ -38,6 +47,7 @@ from sciJEPA.scores import (
 )
 from sciJEPA.scoring.comparison import COLUMNS
 from sciJEPA.scoring.intervals import block_bootstrap, block_length
+from sciJEPA.scoring.parts import SCALES, Parts, power_rows, region_rows, season_rows, seasons_of
 
 BLOCK_VALUES = 2**25
 """Values of a forecast read at once."""
@@ -71,7 +81,8 @@ def score(
     -------
     pd.DataFrame
         The columns of scores.csv. Beside the metrics of the panel `mae` and `bias`; for an ensemble, whose mean the
-        others are about, `crps` (fair) and `spread_skill`.
+        others are about, `crps` (fair) and `spread_skill`. Regions, seasons and scales have metrics of their own, as in
+        `rmse@tropics` (see `scoring.parts`).
 
     Raises
     ------
@@ -128,7 +139,36 @@ class _Verification:
                     cell = {"variable": channel.name, "lead": text, "method": name, "probe": kind}
                     further += [cell | row | {"archive": source, "seed": seed} for row in _further(own, seed)]
         table = score_rows(errors, archive=source, seed=seed, controls=CONTROLS)
-        return pd.concat([table, pd.DataFrame(further, columns=COLUMNS)], ignore_index=True)
+        tables = [table, pd.DataFrame(further, columns=COLUMNS), *self._part_rows(errors, joined, seed)]
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts(self.archive.space)
+
+    def _part_rows(
+        self, errors: Sequence[MethodErrors], joined: Mapping[tuple[str, str], np.ndarray], seed: int
+    ) -> list[pd.DataFrame]:
+        """Rows of regions, seasons and scales of `errors`: leads, channels and methods, the last the fastest."""
+        archive, source = self.archive, Path(self.archive.source).name
+        origins = ("forecast", *CONTROLS)
+        cells = [(origin, number, column) for number in range(len(self.leads))
+                 for column in range(len(archive.channels)) for origin in origins]  # fmt: skip
+
+        def of(statistic: str) -> list[np.ndarray]:
+            return [joined[origin, statistic][:, number, column] for origin, number, column in cells]
+
+        regional = {region: of(f"squared@{region}") for region in self._parts.regions}
+        seasons = {lead_label(lead, archive): seasons_of(valid_times(archive, self.steps, lead)) for lead in self.leads}
+        tables = [
+            region_rows(errors, regional, archive=source, seed=seed, controls=CONTROLS),
+            season_rows(errors, seasons, archive=source, seed=seed, controls=CONTROLS),
+        ]
+        if self._parts.waves is not None:
+            # (forecast and truth, scales, entries, times) -> one array an entry
+            powers = np.array([[of(f"{whose}@{scale}") for scale in SCALES] for whose in ("power", "truth")])
+            tables.append(power_rows(errors, list(np.moveaxis(powers, 2, 0)), archive=source, seed=seed))
+        return [table for table in tables if len(table)]
 
     def _statistics(self) -> Iterator[dict[tuple[str, str], np.ndarray]]:
         """For blocks of issue times, arrays (times, leads, channels) by method and statistic."""
@@ -166,6 +206,10 @@ class _Verification:
             out[method, "acc"] = self._columns(
                 fields, observed, lambda f, o: anomaly_correlation(f, o, normal[f.name], weights, over=over)
             )
+            for region, inside in self._parts.regions.items():
+                of_region = partial(squared_error, weights=inside, over=over)
+                out[method, f"squared@{region}"] = self._columns(fields, observed, of_region)
+            out |= {(method, name): values for name, values in self._powers(fields, observed, normal).items()}
         if "member" in given.dims:
             size = given.sizes["member"]
             out["forecast", "crps"] = self._columns(
@@ -179,6 +223,19 @@ class _Verification:
                 ),
             )
         return out
+
+    def _powers(self, fields: xr.Dataset, observed: xr.Dataset, normal: xr.Dataset) -> dict[str, np.ndarray]:
+        """Power of the anomalies of forecast and truth at each scale, shape (times, leads, channels)."""
+        if self._parts.waves is None:
+            return {}
+        found = []
+        for name in self.archive.variables:
+            anomalies = (field[name] - normal[name].values for field in (fields, observed))
+            power = self._parts.power(*(field.transpose("init_time", "lead_time", ...) for field in anomalies))
+            found.append(power.reshape(*power.shape[:4], -1))
+        both = np.concatenate(found, axis=4)
+        return {f"{whose}@{scale}": both[number, place] for number, whose in enumerate(("power", "truth"))
+                for place, scale in enumerate(SCALES)}  # fmt: skip
 
     def _columns(
         self, fields: xr.Dataset, observed: xr.Dataset, of: Callable[[xr.DataArray, xr.DataArray], xr.DataArray]

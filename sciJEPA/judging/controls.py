@@ -76,7 +76,7 @@ def chosen_controls(controls: Sequence[str] | str, problem: Problem) -> tuple[st
 
 def judged_methods(problem: Problem, model: Model) -> tuple[str, ...]:
     """The methods that are judged: latents of both encoders, and the rollout where the predictor predicts latents."""
-    return JUDGED if LatentRollout.possible(model, problem.domain) else JUDGED[:2]
+    return JUDGED if LatentRollout.possible(model, problem.inputs[0]) else JUDGED[:2]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Methods:
                 reader, leads, problem.train, problem.validation, problem.weights, unlabelled=problem.unlabelled
             ),
             "pca": self._pca,
-            "raw_ridge": lambda: problem.fit(KINDS["ridge"](1, problem.seed), windows(reader, problem.context)),
+            "raw_ridge": self._raw_ridge,
             "random_init": lambda: self.latent_probe(random_model(self.model), "online", probe),
             "mae": lambda: self.latent_probe(self.masked_autoencoder(), "target", probe),
             "supervised": self._supervised,
@@ -132,7 +132,7 @@ class Methods:
 
     def latent_probe(self, model: Model, encoder: str, kind: str) -> Forecaster:
         """A probe on latents of the issue time."""
-        archive = self.problem.archive
+        archive = self.problem.inputs[1]
         # Of another model than the one at hand, the domain has its own weights but the same places and channels.
         domain = model.domains[self.problem.domain.name].meet(archive)
         latents = self.cache.latents(model, domain, archive, encoder, progress=self.progress)
@@ -140,44 +140,57 @@ class Methods:
 
     def masked_autoencoder(self) -> Model:
         """The same architecture, data, steps and masks, but trained to predict patches; trained once for a run."""
-        from sciJEPA.pretrain import pretrain
-
-        config = self._mae()
-        out = self.trained / f"mae-{_digest(config_to_yaml(config))}"
-        return pretrain(config, out, resume=out.exists(), progress=self.progress)
+        return train_masked_autoencoder(self.run_config, self.trained, progress=self.progress)
 
     def _fit(self, kind: str, latents: xr.Dataset) -> Forecaster:
         refuse_hindsight(latents)
         tokens = latest_tokens(latents).sizes["token"]
         return self.problem.fit(KINDS[kind](tokens, self.problem.seed), latent_rows([latents], self.problem.archive))
 
+    def _raw_ridge(self) -> Forecaster:
+        problem = self.problem
+        return problem.fit(KINDS["ridge"](1, problem.seed), windows(problem.input_reader, problem.context))
+
     def _pca(self) -> Forecaster:
         problem, width = self.problem, self.model.jepa.encoder.latent_width
-        rows = patch_components(problem.reader, problem.domain.tokenizer, problem.context, problem.unlabelled, width)
+        reader, tokenizer = problem.input_reader, problem.inputs[0].tokenizer
+        rows = patch_components(reader, tokenizer, problem.context, problem.unlabelled, width)
         return problem.fit(KINDS["ridge"](1, problem.seed), rows)
 
     def _supervised(self) -> Forecaster:
         out = self.trained / f"supervised-{_digest(self._supervised_key())}"
         return Supervised.fit(self.problem, self.run_config, self.model, out, progress=self.progress)
 
-    def _mae(self) -> RunConfig:
-        config = self.run_config
-        for part in config.parts.values():
-            if "://" not in part.data.archive and not Path(part.data.archive).exists():
-                raise UserError(
-                    f"the masked autoencoder is trained on the archive of the run, but {part.data.archive or 'it'} is "
-                    "not there; move it back, or leave mae out with controls='quick' (--controls quick)."
-                )
-        # What keeps latents from collapsing has no work where patches are predicted.
-        objective = dataclasses.replace(config.objective, target="mae", variance=0.0, covariance=0.0, sigreg=0.0)
-        return dataclasses.replace(config, objective=objective)
-
     def _mae_config(self) -> str:
-        return _digest(config_to_yaml(self._mae()))
+        return _digest(config_to_yaml(masked_autoencoder_of(self.run_config)))
 
     def _supervised_key(self) -> str:
         config = config_to_yaml(self.run_config)
         return _digest(config + self.cache.archive_id + self.problem.domain.name + self.problem.digest())
+
+
+def train_masked_autoencoder(config: RunConfig, folder: Path, *, progress: bool) -> Model:
+    """The masked autoencoder of a run with this configuration, trained once and kept in the folder."""
+    from sciJEPA.pretrain import pretrain
+
+    masked = masked_autoencoder_of(config)
+    out = folder / f"mae-{_digest(config_to_yaml(masked))}"
+    return pretrain(masked, out, resume=out.exists(), progress=progress)
+
+
+def masked_autoencoder_of(config: RunConfig) -> RunConfig:
+    """The same run with patches as targets; refused where its archives are not there."""
+    for part in config.parts.values():
+        if "://" not in part.data.archive and not Path(part.data.archive).exists():
+            raise UserError(
+                f"the masked autoencoder is trained on the archive of the run, but {part.data.archive or 'it'} is not "
+                "there; move it back, or leave mae out with controls='quick' (--controls quick)."
+            )
+    # What keeps latents from collapsing has no work where patches are predicted.
+    objective = dataclasses.replace(
+        config.objective, target="mae", variance=0.0, covariance=0.0, sigreg=0.0, reconstruction=0.0
+    )
+    return dataclasses.replace(config, objective=objective)
 
 
 def run_configuration(run: Path | None, model: Model) -> RunConfig:

@@ -24,7 +24,7 @@ from sciJEPA.judging.problem import Errors
 from sciJEPA.latents import MEMORY_LIMIT, embed
 from sciJEPA.plan import versions
 
-FORMAT = 1
+FORMAT = 2
 SAMPLED_STEPS = 8
 
 
@@ -63,12 +63,12 @@ class Cache:
         if not path.is_file():
             return None
         with np.load(path) as stored:
-            return Errors(stored["squared_error"], stored["anomaly_correlation"])
+            return Errors(**{name: stored[name] for name in stored.files})
 
     def keep_errors(self, name: str, key: str, errors: Errors) -> None:
         """Write the errors of a method, complete or not at all."""
         content = io.BytesIO()
-        np.savez(content, squared_error=errors.squared_error, anomaly_correlation=errors.anomaly_correlation)
+        np.savez(content, **vars(errors))
         self._write(self._errors(name, key), content.getvalue())
 
     def array(self, name: str, key: str) -> np.ndarray | None:

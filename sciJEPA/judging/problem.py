@@ -24,8 +24,10 @@ from sciJEPA.judging.leakage import only_at, refuse_overlap, refuse_statistics
 from sciJEPA.loader import WindowReader
 from sciJEPA.probes import Ridge, Rows, row_blocks
 from sciJEPA.probing.principal import principal_axes
+from sciJEPA.probing.training import kept_in_memory
 from sciJEPA.samples import Splits, split_steps, splits_series
 from sciJEPA.scores import anomaly_correlation, squared_error
+from sciJEPA.scoring.parts import Parts
 
 LEAST_TIMES = 10
 LABEL_BLOCK, LABEL_BLOCKS = 16, 8
@@ -41,10 +43,19 @@ NEAR = 64
 
 @dataclass(frozen=True)
 class Errors:
-    """Per-time statistics of one method: squared error and anomaly correlation, shape (leads, channels, times)."""
+    """Per-time statistics of one method, each of shape (..., leads, channels, times).
+
+    Attributes
+    ----------
+    squared_error, anomaly_correlation : of all places.
+    regional : squared error of each region, with these first.
+    power : of forecast and truth at each scale, with these two and the scales first.
+    """
 
     squared_error: np.ndarray
     anomaly_correlation: np.ndarray
+    regional: np.ndarray
+    power: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Problem:
     unlabelled : training issue steps whose outcomes may be unknown; all of them where labels are thinned.
     share : share of the training labels that `train` keeps.
     seed : of what is drawn at random by probes and thinning.
+    whole : domain and archive with their forcings, which methods may read and nobody forecasts; None if there are none.
     """
 
     domain: Domain
@@ -70,6 +82,7 @@ class Problem:
     unlabelled: np.ndarray
     share: float = 1.0
     seed: int = 0
+    whole: tuple[Domain, Archive] | None = None
 
     @classmethod
     def of(
@@ -81,6 +94,7 @@ class Problem:
         *,
         share: float = 1.0,
         seed: int = 0,
+        whole: tuple[Domain, Archive] | None = None,
     ) -> "Problem":
         """Issue steps of the three splits, the same for every lead.
 
@@ -107,12 +121,25 @@ class Problem:
         refuse_overlap(steps, horizon=horizon, window=context)
         unlabelled = steps["train"]
         steps["train"] = thinned(unlabelled, share, seed)
-        return cls(domain, archive, leads, labels, **steps, unlabelled=unlabelled, share=share, seed=seed)
+        return cls(domain, archive, leads, labels, **steps, unlabelled=unlabelled, share=share, seed=seed, whole=whole)
 
     @cached_property
     def reader(self) -> WindowReader:
         """Standardised anomalies of the archive."""
         return WindowReader(self.archive, self.domain.normalizer, memory_mb=self.domain.config.data.memory_mb)
+
+    @property
+    def inputs(self) -> tuple[Domain, Archive]:
+        """Domain and archive of what methods may read of the issue window: the forcings too."""
+        return self.whole or (self.domain, self.archive)
+
+    @cached_property
+    def input_reader(self) -> WindowReader:
+        """Standardised anomalies of what methods may read."""
+        if self.whole is None:
+            return self.reader
+        domain, archive = self.whole
+        return WindowReader(archive, domain.normalizer, memory_mb=domain.config.data.memory_mb)
 
     @property
     def context(self) -> int:
@@ -124,6 +151,11 @@ class Problem:
         """Weight of every target in an error."""
         return target_weights(self.archive)
 
+    @cached_property
+    def parts(self) -> Parts:
+        """Regions and scales that have scores of their own."""
+        return Parts(self.archive.space)
+
     @property
     def targets(self) -> list[Rows]:
         """For each lead the truth, for fitting and choosing: it cannot be read at test times."""
@@ -134,7 +166,8 @@ class Problem:
         """A probe, fitted on the training times and tuned on the validation times."""
         groups = len(self.archive.channels)
         if isinstance(probe, Ridge) and min(features.width, len(self.train)) > WIDEST:
-            features = narrowed(features, self.train)
+            everywhere = np.concatenate([self.train, self.validation, self.test])
+            features = remembered(narrowed(features, self.train), everywhere)
         return probe.fit(features, self.targets, self.train, self.validation, weights=self.weights, groups=groups)
 
     def judge(self, method: Forecaster) -> Errors:
@@ -142,8 +175,7 @@ class Problem:
         archive, normalizer = self.archive, self.domain.normalizer
         space, weights = archive.space.dims, place_weights(archive)
         shape = (-1, len(archive.channels), *archive.shape)
-        squares: list[list[np.ndarray]] = [[] for _ in self.leads]
-        ratios: list[list[np.ndarray]] = [[] for _ in self.leads]
+        found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in self.leads]
 
         def labelled(values: np.ndarray) -> xr.DataArray:
             return xr.DataArray(values.reshape(shape), dims=("init_time", "channel", *space))
@@ -154,10 +186,16 @@ class Problem:
                 truth = labelled(archive.read(int(steps[0]) + lead, int(steps[-1]) + lead + 1)[steps - steps[0]])
                 forecast = labelled(normalizer.invert(prediction.reshape(shape), time))
                 normal = labelled(normalizer.climatology(time))
-                squares[number].append(squared_error(forecast, truth, weights, over=space).values)
-                ratios[number].append(anomaly_correlation(forecast, truth, normal, weights, over=space).values)
-        both = (np.stack([np.concatenate(part).T for part in parts]) for parts in (squares, ratios))
-        return Errors(*both)
+                statistics = (
+                    squared_error(forecast, truth, weights, over=space).values,
+                    anomaly_correlation(forecast, truth, normal, weights, over=space).values,
+                    self.parts.squared_error(forecast, truth),
+                    self.parts.power(forecast - normal, truth - normal),
+                )
+                found[number].append(tuple(values.swapaxes(-1, -2) for values in statistics))
+        # Blocks follow each other along time, which is last; leads come before the channels.
+        joined = [[np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)] for blocks in found]
+        return Errors(*(np.stack(parts, axis=-3) for parts in zip(*joined, strict=True)))
 
     def blocks(self, steps: np.ndarray) -> list[np.ndarray]:
         """Issue steps in blocks whose forecasts of all leads fit in memory, each near together."""
@@ -180,9 +218,20 @@ class Problem:
 
 
 def narrowed(features: Rows, train: np.ndarray) -> Rows:
-    """The leading components of features that are too wide for a ridge."""
-    axes = principal_axes(features, train, NARROWED)
-    return Rows(lambda steps: axes.components(features.read(steps)).astype(np.float32), axes.axes.shape[1])
+    """The leading components of features that are too wide for a ridge.
+
+    They come from training times evenly spaced, twice as many as components, in a single pass: what is cut off has next
+    to no variance, and the ridge is fitted on all of the training times.
+    """
+    axes = principal_axes(features, train[:: max(1, len(train) // (2 * NARROWED))], NARROWED, passes=1)
+    mean, vectors = axes.mean.astype(np.float32), axes.axes.astype(np.float32)
+    return Rows(lambda steps: (features.read(steps) - mean) @ vectors, vectors.shape[1])
+
+
+def remembered(rows: Rows, times: np.ndarray) -> Rows:
+    """The same rows, those of these times from memory; others are read as before."""
+    kept = kept_in_memory(rows, times)
+    return Rows(lambda steps: (kept if np.isin(steps, times).all() else rows).read(steps), rows.width)
 
 
 def refuse_leakage(domain: Domain, archive: Archive, splits: Splits) -> None:

@@ -3,13 +3,15 @@
 Arrives: an archive of series, and a run if its latents are to be judged. Leaves: tidy rows with the errors that the
 literature prints. Rows 0 to 8640 train, 2880 validate and 2880 test (for steps of 15 minutes four times as many);
 errors are in units of the training scatter; every window of the test rows counts, with stride 1, and the look-back may
-reach into the rows before them. One linear map serves all series. We decided against batches: a last one that is
-dropped flatters long horizons.
+reach into the rows before them. A probe is linear, one for each horizon, and serves all series: it goes from all tokens
+of a series side by side to its course after the last value (`series_ridge.py`). We decided against batches: a last one
+that is dropped flatters long horizons.
 
 Source: Zhou et al. 2021 (Informer), https://arxiv.org/abs/2012.07436; Nie et al. 2023 (PatchTST),
 https://arxiv.org/abs/2211.14730.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,89 +19,31 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.forecasting.labelling import time_labels
-from sciJEPA.hub import Domain, Model, load
-from sciJEPA.judging.baselines import cycle_steps
+from sciJEPA.hub import Domain, Model, load, random_model
+from sciJEPA.judging.controls import run_configuration, train_masked_autoencoder
 from sciJEPA.judging.leakage import refuse_statistics
-from sciJEPA.judging.panel_cache import Cache, open_cache
+from sciJEPA.judging.series_ridge import Course, Features
+from sciJEPA.judging.series_windows import Errors, Series, linear_errors, naive_errors
+from sciJEPA.loader import WindowReader
 from sciJEPA.panel import run_folder
-from sciJEPA.probes import Ridge, Rows, row_blocks
 from sciJEPA.scoring.comparison import COLUMNS
 from sciJEPA.scoring.intervals import block_bootstrap, block_length
 
 HORIZONS = (24, 48, 96, 168, 336, 720)
 LOOK_BACK = 512
-ROWS = (8640, 2880, 2880)
-"""Training, validation and test rows of hourly series."""
 SCALE_FLOOR = 0.1
 PLAIN = ("persistence", "seasonal_naive", "raw_ridge")
-OF_RUN = ("random_init", "jepa_online", "jepa_target", "jepa_target_window")
-
-
-@dataclass(frozen=True)
-class Series:
-    """Series in units of the training scatter, and where the splits begin.
-
-    Attributes
-    ----------
-    values : shape (rows, series).
-    borders : first rows of training, validation, test, and of what follows them.
-    """
-
-    values: np.ndarray
-    borders: tuple[int, int, int, int]
-
-    @classmethod
-    def of(cls, archive: Archive, rows: Sequence[int] | None = None) -> "Series":
-        """The series of an archive, standardised by its training rows.
-
-        Raises
-        ------
-        UserError
-            If there are too few rows, or values are missing in them.
-        """
-        if rows is None:
-            rows = [round(part / min(archive.cadence, 1.0)) for part in ROWS]
-        total = sum(rows)
-        if archive.repeats != 1 or len(archive) < total:
-            raise UserError(
-                f"the protocol needs {total} rows of one series of times, {archive.source} has {len(archive)}; pass "
-                "rows=(training, validation, test)."
-            )
-        values = archive.read(0, total).reshape(total, -1).astype(np.float64)
-        missing = int(np.isnan(values).sum())
-        if missing:
-            raise UserError(
-                f"{missing} of {values.size} values of {archive.source} are missing, and the protocol says nothing of "
-                "missing values; select series without gaps."
-            )
-        train = values[: rows[0]]
-        scatter = train.std(axis=0)
-        if not (scatter > 0).all():
-            raise UserError(f"{int((scatter == 0).sum())} series of {archive.source} do not vary in the training rows.")
-        first, second = rows[0], rows[0] + rows[1]
-        return cls((values - train.mean(axis=0)) / scatter, (0, first, second, total))
-
-    def issues(self, split: int, look_back: int, horizon: int) -> np.ndarray:
-        """First rows to be forecast of every window of training (0), validation (1) or test (2)."""
-        begin, end = self.borders[split], self.borders[split + 1]
-        return np.arange(max(begin, look_back), end - horizon + 1)
-
-    def past(self, issues: np.ndarray, rows: int) -> np.ndarray:
-        """The rows before each issue, shape (issues, series, rows)."""
-        return np.lib.stride_tricks.sliding_window_view(self.values, rows, axis=0)[issues - rows]
-
-    def future(self, issues: np.ndarray, rows: int) -> np.ndarray:
-        """The rows from each issue on, shape (issues, series, rows)."""
-        return np.lib.stride_tricks.sliding_window_view(self.values, rows, axis=0)[issues]
-
-
-Features = Callable[[np.ndarray], np.ndarray]
-"""Features (issues, series, width) of issues."""
+LATENT = ("random_init", "mae", "jepa_online", "jepa_target")
+WINDOW = "_window"
+"""Ending of the methods whose probe sees latents beside the window that the ridge on the raw window sees."""
+METRICS = ("mse", "mae", "mase")
+SPLITS = {"validation": 1, "test": 2}
 
 
 def ett(
@@ -110,11 +54,12 @@ def ett(
     look_back: int = LOOK_BACK,
     rows: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
+    split: str = "test",
     out: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """MSE and MAE of simple forecasts and, with a run, of a linear probe on its frozen latents.
+    """MSE, MAE and MASE of simple forecasts and, with a run, of a linear probe on its frozen latents.
 
     Parameters
     ----------
@@ -130,32 +75,32 @@ def ett(
     rows
         Training, validation and test rows, where they are not the usual ones.
     methods
-        Names among persistence (the last value), seasonal_naive, raw_ridge and, with a run, random_init, jepa_online,
-        jepa_target, jepa_target_window (latents beside the window); all of them if not given.
+        Names among persistence (the last value), seasonal_naive (the cycle before), raw_ridge and, with a run,
+        random_init, mae, jepa_online, jepa_target, and each of these four with _window (latents beside the raw window).
+        If not given: all of them for the folder of a run, whose masked autoencoder is trained once and kept there; of a
+        model all but that.
+    split
+        "test", or "validation": where a configuration is chosen, so that the test rows are read once. Strengths of
+        probes are chosen there too.
 
     Returns
     -------
     pd.DataFrame
-        The columns of scores.csv; metrics `mse` and `mae`, n the number of windows.
+        The columns of scores.csv; metrics `mse`, `mae` and `mase` (in units of the mean absolute difference of training
+        rows that are a cycle apart), n the number of windows.
     """
+    if split not in SPLITS:
+        raise UserError(f"split must be {' or '.join(SPLITS)}, got '{split}'.")
     opened = open_archive(archive)
     series = Series.of(opened, rows)
-    known = PLAIN + (OF_RUN if run is not None else ())
-    wanted = known if methods is None else tuple(methods)
-    if set(wanted) - set(known):
-        name = next(name for name in wanted if name not in known)
-        raise UserError(f"there is no method '{name}' here; choose from {', '.join(known)}, or pass a run.")
-    cycle = cycle_steps(opened)
-    if methods is None and cycle is None:
-        wanted = tuple(name for name in wanted if name != "seasonal_naive")
-    folder = run_folder(run) if run is not None else None
-    tables = []
-    with open_cache(folder / "cache" if folder is not None else None, opened, None) as cache:
-        encoders = _Encoders.of(run, opened, series, cache, progress) if run is not None else None
-        for name in wanted:
+    wanted = _methods(methods, run, series)
+    tables: list[dict] = []
+    encoders = _Encoders.of(run, opened, series, progress) if run is not None else None
+    for group in _groups(wanted):
+        found = _errors(group, series, horizons, look_back, encoders, SPLITS[split])
+        for name in group:
             for horizon in horizons:
-                found = _errors(name, series, horizon, look_back, cycle, encoders)
-                tables += _rows(found, name, horizon, Path(opened.source).name, seed)
+                tables += _rows(found[name][horizon], series, name, horizon, Path(opened.source).name, seed)
     table = pd.DataFrame(tables, columns=COLUMNS)
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -163,28 +108,60 @@ def ett(
     return table
 
 
+def _methods(methods: Sequence[str] | None, run: str | os.PathLike | Model | None, series: Series) -> tuple[str, ...]:
+    """Names of the methods that were asked for, in their order."""
+    latent = () if run is None else tuple(name + end for name in LATENT for end in ("", WINDOW))
+    known = PLAIN + latent
+    if methods is not None:
+        for name in methods:
+            if name not in known:
+                raise UserError(f"there is no method '{name}' here; choose from {', '.join(known)}, or pass a run.")
+        return tuple(methods)
+    here = known if run is not None and run_folder(run) is not None else [n for n in known if not n.startswith("mae")]
+    return tuple(name for name in here if series.cycle is not None or name != "seasonal_naive")
+
+
+def _groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names, those together that share one pass over the latents of an encoder.
+
+    >>> _groups(["raw_ridge", "jepa_target", "jepa_online", "jepa_target_window"])
+    [('raw_ridge',), ('jepa_target', 'jepa_target_window'), ('jepa_online',)]
+    """
+    encoders = dict.fromkeys(name.removesuffix(WINDOW) for name in names)
+    return [tuple(name for name in names if name.removesuffix(WINDOW) == encoder) for encoder in encoders]
+
+
 def _errors(
-    name: str, series: Series, horizon: int, look_back: int, cycle: int | None, encoders: "_Encoders | None"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean squared and absolute error of every test window."""
-    if name == "persistence":
-        return _window_errors(series, horizon, lambda issues: series.past(issues, 1))
-    if name == "seasonal_naive":
-        if cycle is None:
+    names: Sequence[str],
+    series: Series,
+    horizons: Sequence[int],
+    look_back: int,
+    encoders: "_Encoders | None",
+    judged: int,
+) -> dict[str, dict[int, Errors]]:
+    """Errors of every window of a split by name and horizon."""
+    first, window = names[0].removesuffix(WINDOW), _window_features(series, look_back)
+    if first == "persistence":
+        return {first: naive_errors(series, horizons, lambda issues, _: series.past(issues, 1), judged)}
+    if first == "seasonal_naive":
+        if series.cycle is None:
             raise UserError("the calendar of this archive promises no cycle; leave seasonal_naive out.")
-        order = np.arange(horizon) % cycle
-        return _window_errors(series, horizon, lambda issues: series.past(issues, cycle)[..., order])
-    if name == "raw_ridge":
-        return linear_errors(series, horizon, _window_features(series, look_back), look_back)
+        cycle = series.cycle
+        repeated: Course = lambda issues, rows: series.past(issues, cycle)[..., np.arange(rows) % cycle]  # noqa: E731
+        return {first: naive_errors(series, horizons, repeated, judged)}
+    if first == "raw_ridge":
+        alone: Features = lambda issues: [window(issues)]  # noqa: E731
+        return {first: linear_errors(series, horizons, alone, look_back, judged=judged)[(0,)]}
     assert encoders is not None
-    if name == "jepa_target_window":
-        latents, window = encoders.features("jepa_target"), _window_features(series, look_back)
-        both: Features = lambda issues: np.concatenate([latents(issues), window(issues)], axis=2)  # noqa: E731
-        return linear_errors(series, horizon, both, max(look_back, encoders.context))
-    return linear_errors(series, horizon, encoders.features(name), encoders.context)
+    latents = encoders.features(first)
+    both: Features = lambda issues: [latents(issues), window(issues)]  # noqa: E731
+    parts = {name: (0, 1) if name.endswith(WINDOW) else (0,) for name in names}
+    reach = max(look_back, encoders.context)
+    found = linear_errors(series, horizons, both, reach, tuple(parts.values()), judged)
+    return {name: found[part] for name, part in parts.items()}
 
 
-def _window_features(series: Series, look_back: int) -> Features:
+def _window_features(series: Series, look_back: int) -> Callable[[np.ndarray], np.ndarray]:
     """The look-back with its last value subtracted."""
 
     def read(issues: np.ndarray) -> np.ndarray:
@@ -194,59 +171,25 @@ def _window_features(series: Series, look_back: int) -> Features:
     return read
 
 
-def linear_errors(series: Series, horizon: int, features: Features, look_back: int) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of a ridge from features of each series to its course after the last value, shared by all series.
-
-    The strength is chosen on the validation windows. There is no intercept: over long horizons it would carry the trend
-    of the training rows on.
-    """
-    count = series.values.shape[1]
-
-    def rows(of: Features) -> Callable[[np.ndarray], np.ndarray]:
-        def read(numbers: np.ndarray) -> np.ndarray:
-            issues, where = np.unique(numbers // count, return_inverse=True)
-            return of(issues)[where, numbers % count]
-
-        return read
-
-    def course(issues: np.ndarray) -> np.ndarray:
-        return series.future(issues, horizon) - series.past(issues, 1)
-
-    train, validation = (
-        (series.issues(split, look_back, horizon)[:, None] * count + np.arange(count)).ravel() for split in (0, 1)
-    )
-    if not len(train):
-        raise UserError(f"the training rows hold no window of {look_back} rows and {horizon} ahead; use shorter ones.")
-    width = features(train[:1] // count).shape[2]
-    ridge = Ridge(intercept=False)
-    ridge.fit(Rows(rows(features), width), [Rows(rows(course), horizon)], train, validation, weights=np.ones(horizon))
-
-    def forecast(issues: np.ndarray) -> np.ndarray:
-        numbers = (issues[:, None] * count + np.arange(count)).ravel()
-        return ridge.predict(numbers)[0].reshape(len(issues), count, horizon) + series.past(issues, 1)
-
-    return _window_errors(series, horizon, forecast)
-
-
-def _window_errors(series: Series, horizon: int, forecast: Features) -> tuple[np.ndarray, np.ndarray]:
-    squares, absolutes = [], []
-    # The look-back reaches back across the border; the rows that are forecast do not.
-    for issues in row_blocks(series.issues(2, 0, horizon)):
-        error = forecast(issues) - series.future(issues, horizon)
-        squares.append((error**2).mean(axis=(1, 2)))
-        absolutes.append(np.abs(error).mean(axis=(1, 2)))
-    return np.concatenate(squares), np.concatenate(absolutes)
-
-
-def _rows(errors: tuple[np.ndarray, np.ndarray], name: str, horizon: int, archive: str, seed: int) -> list[dict]:
+def _rows(errors: Errors, series: Series, name: str, horizon: int, archive: str, seed: int) -> list[dict]:
+    squares, absolutes = errors
+    probe = "none" if name in PLAIN[:2] else "ridge"
+    labels = {"archive": archive, "variable": "all", "lead": str(horizon), "method": name, "probe": probe}
     rows = []
-    for metric, values in zip(("mse", "mae"), errors, strict=True):
+    for metric, each in zip(METRICS, (squares, absolutes, absolutes / series.naive), strict=True):
+        values = each.mean(axis=1)
         low, high = block_bootstrap(values, block=min(len(values), block_length(values)), seed=seed)
-        probe = "none" if name in PLAIN[:2] else "ridge"
-        labels = {"archive": archive, "variable": "all", "lead": str(horizon), "method": name, "probe": probe}
         rows.append(labels | {"metric": metric, "value": float(values.mean()), "low": float(low), "high": float(high),
                               "n": len(values), "seed": seed})  # fmt: skip
     return rows
+
+
+def ett_table(rows: pd.DataFrame) -> str:
+    """Methods down, horizons across: MSE / MAE / MASE."""
+    wide = rows.pivot_table("value", ["method", "lead"], "metric")
+    cells = wide.apply(lambda row: " / ".join(f"{row[metric]:.3f}" for metric in METRICS), axis=1).unstack("lead")
+    leads, methods = (list(dict.fromkeys(rows[name])) for name in ("lead", "method"))
+    return cells.loc[methods, leads].rename_axis(index=None, columns="mse / mae / mase").to_string()
 
 
 @dataclass(frozen=True)
@@ -257,13 +200,11 @@ class _Encoders:
     domain: Domain
     archive: Archive
     series: Series
-    cache: Cache
+    run: Path | None
     progress: bool
 
     @classmethod
-    def of(
-        cls, run: str | os.PathLike | Model, archive: Archive, series: Series, cache: Cache, progress: bool
-    ) -> "_Encoders":
+    def of(cls, run: str | os.PathLike | Model, archive: Archive, series: Series, progress: bool) -> "_Encoders":
         """Of a run that has seen nothing of the validation and test rows."""
         model = run if isinstance(run, Model) else load(run)
         opened, domain = model.open(archive)
@@ -276,27 +217,39 @@ class _Encoders:
                 "one with tokenizer.tokens set to channel."
             )
         refuse_statistics(domain.normalizer.trained_on, time_labels(opened)[series.borders[1] : series.borders[3]])
-        return cls(model, domain, opened, series, cache, progress)
+        return cls(model, domain, opened, series, run_folder(run), progress)
 
     @property
     def context(self) -> int:
         """Rows of the issue window."""
         return self.domain.config.data.context
 
-    def features(self, name: str) -> Features:
+    def features(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
         """All latents of a series side by side, times its scatter in the window, which the tokenizer takes out."""
-        from sciJEPA.hub import random_model
-
-        model = random_model(self.model) if name == "random_init" else self.model
-        encoder = "target" if name == "jepa_target" else "online"
-        latents = self.cache.latents(model, self.domain, self.archive, encoder, progress=self.progress)["latents"]
+        model, domain = self._model(name), self.domain
+        encoder = "target" if name in ("jepa_target", "mae") else "online"
+        reader = WindowReader(self.archive, domain.normalizer, memory_mb=domain.config.data.memory_mb)
         count, context = self.series.values.shape[1], self.context
 
         def read(issues: np.ndarray) -> np.ndarray:
-            # The latents of number i are of the window that ends with row i + context - 1.
-            values = latents.isel(time=issues - context).values
+            batch = dataclasses.replace(reader.read(issues - context, context), domain=domain.name)
+            with torch.inference_mode():
+                latents = model.jepa.encode(batch.to(device), encoder=encoder, tokenizer=domain.tokenizer)
+            values = latents.float().cpu().numpy()
             values = values.reshape(len(issues), -1, count, values.shape[-1]).swapaxes(1, 2)
             scale = np.maximum(self.series.past(issues, context).std(axis=2, keepdims=True), SCALE_FLOOR)
             return np.concatenate([values.reshape(len(issues), count, -1) * scale, scale], axis=2)
 
+        device = next(model.jepa.parameters()).device
         return read
+
+    def _model(self, name: str) -> Model:
+        """The run's model, the same untrained, or a masked autoencoder of the same architecture, data and steps."""
+        if name == "random_init":
+            return random_model(self.model)
+        if name != "mae":
+            return self.model
+        if self.run is None:
+            raise UserError("the masked autoencoder is trained once and kept in the folder of a run; pass that folder.")
+        config = run_configuration(self.run, self.model)
+        return train_masked_autoencoder(config, self.run / "controls", progress=self.progress)

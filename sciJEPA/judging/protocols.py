@@ -24,11 +24,11 @@ from sciJEPA.hub import Model, load, random_model
 from sciJEPA.judging.baselines import Forecaster
 from sciJEPA.judging.controls import JUDGED, Methods, run_configuration
 from sciJEPA.judging.panel_cache import open_cache
+from sciJEPA.judging.parameters import field_statistics, parameter_rows, row_labels
 from sciJEPA.judging.problem import Problem
 from sciJEPA.judging.protocol_ett import ett
 from sciJEPA.panel import opened_problem, run_folder
-from sciJEPA.probing.index import RegressionProbe
-from sciJEPA.samples import split_steps, splits_series
+from sciJEPA.samples import splits_series
 from sciJEPA.scores import vrmse
 from sciJEPA.scoring.comparison import COLUMNS
 from sciJEPA.scoring.intervals import block_bootstrap
@@ -124,6 +124,7 @@ def well(
     run: str | os.PathLike | Model,
     *,
     parameters: Sequence[str] | None = None,
+    probes: Sequence[str] = ("ridge", "attentive", "knn"),
     methods: Sequence[str] = ("persistence", "raw_ridge", "random_init", "jepa_target", "latent_rollout"),
     out: str | os.PathLike | None = None,
     seed: int = 0,
@@ -138,7 +139,9 @@ def well(
     run
         A run of simulations.
     parameters
-        Coordinates of the trajectories to be told from latents; all numeric ones if not given.
+        Numbers of the trajectories to be told from latents; all that differ among them if not given.
+    probes
+        Kinds of probes that tell them.
     methods
         Names of the panel.
 
@@ -153,7 +156,7 @@ def well(
     leads = well_leads(opened.steps_per_series - model.only.config.data.context)
     problem = opened_problem(model, opened, None, [lead_label(lead, opened) for lead in leads], seed=seed)
     rows: list[dict[str, Any]] = []
-    with open_cache(folder / "cache" if folder is not None else None, problem.archive, None) as cache:
+    with open_cache(folder / "cache" if folder is not None else None, problem.inputs[1], None) as cache:
         trained = (folder if folder is not None else cache.folder) / "controls"
         makers = Methods(problem, model, cache, trained, run_configuration(folder, model), progress)
         for name in methods:
@@ -161,8 +164,12 @@ def well(
         if splits_series(problem.archive, problem.domain.config.data):
             for name, chosen in (("random_init", random_model(model)), ("jepa_target", model)):
                 encoder = "target" if name in JUDGED else "online"
-                latents = cache.latents(chosen, problem.domain, problem.archive, encoder, progress=progress)
-                rows += parameter_rows(problem, latents, name, parameters)
+                latents = cache.latents(chosen, *problem.inputs, encoder, progress=progress)
+                rows += parameter_rows(problem, latents["latents"], name, parameters, probes)
+            steps = steps_of(latents, problem.archive)
+            rows += parameter_rows(
+                problem, field_statistics(problem, steps), "moments_and_spectrum", parameters, probes, pool="flatten"
+            )
     return _written(pd.DataFrame(rows, columns=COLUMNS), out)
 
 
@@ -191,7 +198,7 @@ def vrmse_rows(problem: Problem, method: Forecaster, name: str, probe: str) -> l
             values = found[numbers, column].mean(axis=0)
             low, high = block_bootstrap(values, block=_trajectory_times(problem), seed=problem.seed)
             numbers_of = {"value": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
-            rows.append(_labels(problem, channel.name, label, name, probe) | {"metric": "vrmse"} | numbers_of)
+            rows.append(row_labels(problem, channel.name, label, name, probe) | {"metric": "vrmse"} | numbers_of)
     return rows
 
 
@@ -213,51 +220,10 @@ def vrmse_of(problem: Problem, method: Forecaster) -> np.ndarray:
     return np.concatenate(blocks, axis=2)
 
 
-def parameter_rows(
-    problem: Problem, latents: xr.Dataset, name: str, parameters: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """R2 of parameters told from the latents of an issue window, on trajectories with other parameters.
-
-    A ridge on the mean over tokens; its strength is chosen on the validation trajectories' like within the training
-    ones: whole trajectories are held out.
-    """
-    archive, rows = problem.archive, []
-    found = list(parameters) if parameters is not None else trajectory_parameters(archive)
-    series = steps_of(latents, archive) // archive.steps_per_series
-    splits = split_steps(archive, problem.domain.config.data)
-    fitted, judged = (
-        np.isin(series, [start // archive.steps_per_series for part in parts for start, _ in part])
-        for parts in ((splits.train, splits.validation), (splits.test,))
-    )
-    samples = latents.drop_vars("time").rename(time="sample")
-    for parameter in found:
-        target = xr.DataArray(archive.ds[parameter].values.ravel()[series].astype(float), dims="sample", name=parameter)
-        probe = RegressionProbe(seed=problem.seed)
-        probe.fit(samples.isel(sample=fitted), target[fitted], dim="sample", groups=series[fitted])
-        value = {"metric": "r2", "value": probe.score(samples.isel(sample=judged), target[judged])}
-        rows.append(_labels(problem, parameter, "0", name, "ridge") | value | {"n": int(judged.sum())})
-    return rows
-
-
-def trajectory_parameters(archive: Archive) -> list[str]:
-    """Numeric coordinates along the trajectories that differ among them."""
-    return [
-        str(name)
-        for name, values in archive.ds.coords.items()
-        if archive.series and values.dims == archive.series and name not in archive.series
-        if values.dtype.kind in "fiu" and len(np.unique(values.values)) > 1
-    ]
-
-
 def _trajectory_times(problem: Problem) -> int:
     """Test times of one trajectory: they share one simulation, so they are drawn together."""
     _, counts = np.unique(problem.test // problem.archive.steps_per_series, return_counts=True)
     return int(min(counts.max(), len(problem.test)))
-
-
-def _labels(problem: Problem, variable: str, lead: str, method: str, probe: str) -> dict[str, Any]:
-    labels = {"archive": Path(problem.archive.source).name, "variable": variable, "lead": lead, "method": method}
-    return labels | {"probe": probe, "low": np.nan, "high": np.nan, "seed": problem.seed}
 
 
 def _written(rows: pd.DataFrame, out: str | os.PathLike | None) -> pd.DataFrame:

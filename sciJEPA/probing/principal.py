@@ -40,11 +40,11 @@ class PrincipalAxes:
 
 
 def principal_axes(
-    rows: Rows, train: np.ndarray, count: int, *, scale: np.ndarray | None = None, seed: int = 0
+    rows: Rows, train: np.ndarray, count: int, *, scale: np.ndarray | None = None, seed: int = 0, passes: int = PASSES
 ) -> PrincipalAxes:
     """At most `count` leading axes of the rows of the training times, each column times `scale`.
 
-    Directions without variance are left out. Wide rows: `PASSES` steps of subspace iteration with `OVERSAMPLED` more
+    Directions without variance are left out. Wide rows: `passes` steps of subspace iteration with `OVERSAMPLED` more
     directions than asked for; exact where the rows have no more directions than that.
 
     Source: Halko, Martinsson and Tropp 2011, "Finding structure with randomness", https://doi.org/10.1137/090771806.
@@ -74,7 +74,7 @@ def principal_axes(
     else:
         size = min(count + OVERSAMPLED, rows.width, len(train))
         basis = np.random.default_rng(seed).normal(size=(rows.width, size))
-        for _ in range(PASSES):
+        for _ in range(passes):
             basis = scipy.linalg.qr(product(basis, lambda x, y: x.T @ y), mode="economic", check_finite=False)[0]
     squares, vectors = scipy.linalg.eigh(product(basis, lambda _, y: y.T @ y) / len(train))
     squares, vectors = squares[::-1][:count], vectors[:, ::-1][:, :count]
