@@ -21,9 +21,10 @@ from sciJEPA.embedding import store
 from sciJEPA.embedding.encoding import Encoding
 from sciJEPA.errors import UserError
 from sciJEPA.folders import refuse_existing
+from sciJEPA.forcings import masker_of
 from sciJEPA.hub import Model
 from sciJEPA.loader import WindowReader
-from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
+from sciJEPA.masking import MaskingConfig, MaskPlan
 from sciJEPA.samples import window_starts
 from sciJEPA.tokenizers.base import Tokenizer
 
@@ -147,7 +148,7 @@ def energy(
         one archive.
     """
     archive, chosen = model.open(archive, domain)
-    data, grid = chosen.config.data, chosen.tokenizer.grid
+    data = chosen.config.data
     if data.window == data.context:
         raise UserError(
             "energy needs steps after the issue window, but the model has data.window equal to data.context."
@@ -157,7 +158,7 @@ def energy(
         raise UserError(f"{archive.source} has no {data.window} consecutive steps without a gap; there is no energy.")
     device = next(model.jepa.parameters()).device
     reader = WindowReader(archive, chosen.normalizer, memory_mb=data.memory_mb)
-    masker = Masker(grid, MaskingConfig(forecast=1, blocks=0))
+    masker = masker_of(chosen.tokenizer, MaskingConfig(forecast=1, blocks=0), seed=0, forcings=data.forcings)
     parts = []
     for first in tqdm(
         range(0, len(starts), batch_size), desc="energy", disable=None if progress else True, file=sys.stderr
@@ -169,14 +170,13 @@ def energy(
             batch = dataclasses.replace(reader.read(rows, data.window), domain=chosen.name)
             output = model.jepa(batch.to(device), plan, tokenizer=chosen.tokenizer)
         parts.append((output.predicted.float() - output.target).pow(2).mean(dim=-1).cpu().numpy())
-    past = grid.context_times * grid.per_time
     issue = starts + data.context - 1
     return xr.Dataset(
         {"energy": (("time", "token"), np.concatenate(parts), {"units": "1", "long_name": "prediction energy"})},
         coords={
             "time": archive.time[issue],
             **series_coordinates(archive, issue, "time"),
-            **token_coordinates(chosen.tokenizer, slice(past, None)),
+            **token_coordinates(chosen.tokenizer, plan.target[0].cpu().numpy()),
         },
         attrs={"model_id": model.id},
     )
@@ -188,8 +188,9 @@ def _label(encoding: Encoding, arrays: Mapping[str, Any]) -> xr.Dataset:
     context, grid = domain.config.data.context, domain.tokenizer.grid
     issue = encoding.opened.starts + context - 1
     name = f"latents of the {encoding.encoder} encoder" + (", mean over the tokens" if encoding.pooled else "")
+    layers = len(model.jepa.encoder.latent_layers)
     attributes = {
-        "latents": {"units": "1", "long_name": name, "model_id": model.id},
+        "latents": {"units": "1", "long_name": name, "model_id": model.id, "layers": layers},
         "observed": {"units": "1", "long_name": "observed share of the token"},
     }
     dims = ("time", "latent") if encoding.pooled else ("time", "token", "latent")
@@ -203,6 +204,7 @@ def _label(encoding: Encoding, arrays: Mapping[str, Any]) -> xr.Dataset:
             **tokens,
         },
         attrs={
+            **({"forcings": ", ".join(domain.config.data.forcings)} if domain.config.data.forcings else {}),
             "model_id": model.id,
             "domain": domain.name,
             "encoder": encoding.encoder,
@@ -224,7 +226,9 @@ def series_coordinates(archive: Archive, steps: np.ndarray, dim: str) -> dict[st
     }
 
 
-def token_coordinates(tokenizer: Tokenizer, which: slice) -> dict[str, tuple[str, np.ndarray, Mapping[str, str]]]:
+def token_coordinates(
+    tokenizer: Tokenizer, which: slice | np.ndarray
+) -> dict[str, tuple[str, np.ndarray, Mapping[str, str]]]:
     """Where and when these tokens are, and their share of the area, as coordinates along `token`."""
     geometry = tokenizer.geometry
     centres = {

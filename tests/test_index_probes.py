@@ -11,7 +11,7 @@ import sciJEPA.probing.index as home
 from sciJEPA.errors import UserError
 from sciJEPA.probes import rows_of
 from sciJEPA.probing.index import ClassificationProbe, RegressionProbe
-from sciJEPA.probing.index_samples import hold_out, sample_rows
+from sciJEPA.probing.index_samples import TokenAxes, hold_out, sample_rows
 from sciJEPA.probing.logistic import Logistic
 
 
@@ -205,7 +205,8 @@ def test_a_class_without_training_samples_is_refused() -> None:
 
 def test_parameters_in_the_manner_of_scikit_learn() -> None:
     probe = RegressionProbe(kind="knn", seed=3)
-    assert probe.get_params() == {"kind": "knn", "pool": "area", "validation": 0.2, "seed": 3}
+    expected = {"kind": "knn", "pool": "area", "standardise": False, "validation": 0.2, "seed": 3}
+    assert probe.get_params() == expected
     assert clone(probe).get_params() == probe.get_params()
     assert probe.set_params(pool="mean").pool == "mean"
     with pytest.raises(UserError, match="ClassificationProbe has no parameter 'kind'; it has pool, validation, seed"):
@@ -238,3 +239,56 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 
 def test_the_examples_run() -> None:
     assert doctest.testmod(home).failed == 0
+
+
+def test_moments_along_axes_by_hand() -> None:
+    # two tokens at (3, 4) and (-3, -4), less the means of their places (0, 0): one axis, (3, 4) / 5, and 5 either way
+    axes = TokenAxes(np.zeros((2, 2)), np.array([[0.6], [0.8]]))
+    found = axes.moments(np.array([[[3.0, 4.0], [-3.0, -4.0]]]), np.full((1, 2), 0.5))
+    np.testing.assert_allclose(found, [[0.0, np.log(5)]], atol=1e-6)
+
+
+def test_each_layer_has_axes_of_its_own() -> None:
+    tokens = xr.DataArray(np.random.default_rng(0).normal(size=(50, 3, 4)), dims=("sample", "token", "latent"))
+    axes = TokenAxes.fit(tokens.assign_attrs(layers=2), "sample", np.arange(50)).axes
+    assert axes.shape == (4, 4)
+    assert not axes[:2, 2:].any() and not axes[2:, :2].any()
+    np.testing.assert_allclose(axes.T @ axes, np.eye(4), atol=1e-12)
+    joint = TokenAxes.fit(tokens, "sample", np.arange(50)).axes
+    assert np.abs(joint[:2, 2:]).min() > 0
+
+
+def test_a_spread_is_read_from_moments_where_means_are_blind() -> None:
+    # a small number whose spread is the target, mixed with a large one: only the axes tell them apart
+    rng = np.random.default_rng(0)
+    scale = np.exp(rng.normal(size=300))
+    noise = rng.normal(size=(300, 32, 2)) * np.stack([0.01 * scale, np.ones(300)], axis=-1)[:, None]
+    turn = np.array([[0.6, 0.8], [-0.8, 0.6]])
+    values = xr.DataArray(noise @ turn, dims=("sample", "token", "latent"))
+    target = xr.DataArray(np.log(scale), dims="sample", name="scale")
+    held_out = np.arange(200) >= 150
+    scores = {}
+    for pool in ("mean", "moments"):
+        probe = RegressionProbe(pool=pool, standardise=True)
+        probe.fit(values[:200], target[:200], dim="sample", held_out=held_out)
+        assert probe.validation_.tolist() == list(range(150, 200))
+        scores[pool] = probe.score(values[200:], target[200:])
+    assert scores["moments"] > 0.9 and scores["mean"] < 0.1
+
+
+def test_neighbours_hear_a_small_number_once_it_is_standardised() -> None:
+    rng = np.random.default_rng(0)
+    values = xr.DataArray(rng.normal(size=(400, 2)) * [1e-3, 1.0], dims=("sample", "latent"))
+    target = values[:, 0].rename("small")  # distances are those of the other number
+    scores = []
+    for standardise in (False, True):
+        probe = RegressionProbe(kind="knn", standardise=standardise).fit(values[:300], target[:300], dim="sample")
+        scores.append(probe.score(values[300:], target[300:]))
+    assert scores[0] < 0.1 and scores[1] > 0.8
+
+
+@pytest.mark.parametrize("held_out", [np.zeros(300, dtype=bool), np.ones(10, dtype=bool), np.arange(300)])
+def test_what_is_held_out_must_be_said_for_each_sample(held_out: np.ndarray) -> None:
+    ds = latents(300)
+    with pytest.raises(UserError, match="True or False for each of 300 samples"):
+        RegressionProbe().fit(ds, index(ds), held_out=held_out)

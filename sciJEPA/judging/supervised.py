@@ -36,8 +36,9 @@ LAST, BEST = "last.pt", "best.pt"
 class PatchHead(nn.Module):
     """Latents of the issue time's tokens -> their patches at every lead, zero (climatology, or the level) at first."""
 
-    def __init__(self, encoder: Encoder, tokenizer: Tokenizer, leads: int) -> None:
+    def __init__(self, encoder: Encoder, tokenizer: Tokenizer, leads: int, channels: Sequence[int]) -> None:
         super().__init__()
+        self.channels = list(channels)
         self.encoder, self.tokenizer, self.leads = encoder, tokenizer, leads
         self.norm = nn.LayerNorm(encoder.width)
         self.shape = (tokenizer.channels_per_token, tokenizer.patch_size)
@@ -46,7 +47,7 @@ class PatchHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Fields (B, leads, V, *space)."""
+        """Fields (B, leads, V, *space) of the channels that are forecast."""
         tokens = self.tokenizer(batch)
         places = self.tokenizer.grid.per_time
         latest = self.norm(self.encoder(tokens)[:, -places:])
@@ -56,7 +57,7 @@ class PatchHead(nn.Module):
             patches = patches * scale + location
         # A patch may hold several steps; its last one is the forecast.
         fields = [self.tokenizer.unpatchify(patches[:, :, lead])[:, :, -1] for lead in range(self.leads)]
-        return torch.stack(fields, dim=1)
+        return torch.stack(fields, dim=1)[:, :, self.channels]
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ class Supervised:
 
     @staticmethod
     def _network(problem: Problem, config: RunConfig, model: Model) -> PatchHead:
-        tokenizers = {problem.domain.name: problem.domain.tokenizer}
+        tokenizer = problem.inputs[0].tokenizer
+        tokenizers = {problem.domain.name: tokenizer}
         encoder = build_jepa(config, {**model.jepa.tokenizers, **tokenizers}).encoder
-        return PatchHead(encoder, problem.domain.tokenizer, len(problem.leads))
+        channels = [tokenizer.channels.index(channel.name) for channel in problem.archive.channels]
+        return PatchHead(encoder, tokenizer, len(problem.leads), channels)
 
     def predict(self, times: np.ndarray) -> list[np.ndarray]:
         """Forecasts of each lead."""
@@ -101,7 +104,7 @@ class Supervised:
 
 def _windows(problem: Problem, steps: np.ndarray) -> Batch:
     context = problem.context
-    batch = problem.reader.read(steps - context + 1, context)
+    batch = problem.input_reader.read(steps - context + 1, context)
     return dataclasses.replace(batch, domain=problem.domain.name)
 
 

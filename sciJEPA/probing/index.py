@@ -16,7 +16,16 @@ from sciJEPA.errors import UserError
 from sciJEPA.probes import Ridge, Rows, rows_of
 from sciJEPA.probing.analogs import Analogs
 from sciJEPA.probing.attentive import Attentive
-from sciJEPA.probing.index_samples import Latents, hold_out, is_time, matching, sample_rows, tokens_of
+from sciJEPA.probing.index_samples import (
+    Latents,
+    TokenAxes,
+    hold_out,
+    is_time,
+    matching,
+    sample_rows,
+    tokens_of,
+    told_apart,
+)
 from sciJEPA.probing.logistic import Logistic
 from sciJEPA.probing.mlp import MLP
 
@@ -74,12 +83,16 @@ class IndexProbe:
         return self
 
     def _begin(
-        self, latents: Latents, target: xr.DataArray, dim: str, groups: Any, pool: str
+        self, latents: Latents, target: xr.DataArray, dim: str, groups: Any, pool: str, held_out: Any = None
     ) -> tuple[Rows, np.ndarray, np.ndarray]:
         """Rows of the samples, and which are for training and which for validation."""
         self.target_, self.dim_ = matching(latents, target, dim).transpose(dim, ...), dim
-        rows = sample_rows(latents, dim, pool)
-        self.train_, self.validation_ = hold_out(latents, dim, groups, self.validation, self.seed)
+        if held_out is None:
+            self.train_, self.validation_ = hold_out(latents, dim, groups, self.validation, self.seed)
+        else:
+            self.train_, self.validation_ = told_apart(latents, dim, held_out)
+        self._axes = TokenAxes.fit(latents, dim, self.train_) if pool == "moments" else None
+        rows = sample_rows(latents, dim, pool, self._axes)
         self._trained_on = (latents.attrs.get("model_id", ""), rows.width)
         return rows, self.train_, self.validation_
 
@@ -87,7 +100,7 @@ class IndexProbe:
         """Rows of the samples to be predicted."""
         if not hasattr(self, "target_"):
             raise UserError(f"the {type(self).__name__} is not fitted; call fit(latents, target) first.")
-        rows = sample_rows(latents, self.dim_, pool)
+        rows = sample_rows(latents, self.dim_, pool, self._axes)
         model_id, width = self._trained_on
         found = latents.attrs.get("model_id", "")
         if (found, rows.width) != self._trained_on:
@@ -124,8 +137,12 @@ class RegressionProbe(IndexProbe):
     kind
         "ridge", "knn" (analogs), "mlp" or "attentive"; the last attends over the tokens and does not pool them.
     pool
-        How the tokens of a sample become one row: "area" (mean weighted by `token_area`), "mean" (not weighted) or
-        "flatten" (side by side). Means leave out tokens with missing values.
+        How the tokens of a sample become one row: "area" (mean weighted by `token_area`), "mean" (not weighted),
+        "moments" (area mean and logarithm of the spread along the principal axes of tokens) or "flatten" (side by
+        side). What is pooled leaves out tokens with missing values.
+    standardise
+        Bring every number of a row to the same variance over the training samples: a parameter may show in what hardly
+        varies. Attentive probes always do, over samples and tokens.
     validation
         Share of the samples given to `fit` that is held out for choices: the last ones along a time axis, whole groups
         where `fit` is given groups, else drawn at random.
@@ -143,9 +160,18 @@ class RegressionProbe(IndexProbe):
     """
 
     kind: str = "ridge"
+    standardise: bool = False
     probe_: TargetProbe = field(init=False, repr=False)
 
-    def fit(self, latents: Latents, target: xr.DataArray, dim: str = "time", *, groups: Any = None) -> Self:
+    def fit(
+        self,
+        latents: Latents,
+        target: xr.DataArray,
+        dim: str = "time",
+        *,
+        groups: Any = None,
+        held_out: Any = None,
+    ) -> Self:
         """Fit on these samples.
 
         Parameters
@@ -156,10 +182,14 @@ class RegressionProbe(IndexProbe):
             One number a sample along `dim`, or several along further dimensions, any units.
         groups
             Samples of a group, such as the snapshots of one trajectory, are held out together; one label a sample.
+        held_out
+            True for samples that choices are made on, such as those of a validation split; drawn if not given.
         """
         if self.kind not in KINDS:
             raise UserError(f"there is no probe '{self.kind}'; choose from {', '.join(KINDS)}.")
-        rows, train, validation = self._begin(latents, target, dim, groups, self._pool)
+        rows, train, validation = self._begin(latents, target, dim, groups, self._pool, held_out)
+        self._scale = _scale(rows, train) if self.standardise and self.kind != "attentive" else None
+        rows = _scaled(rows, self._scale)
         wanted = self.target_.to_numpy().astype(np.float64).reshape(len(self.target_), -1)
         # In units of their scatter, so that the choice of a strength and the learning rates mean the same for each.
         self._mean, self._deviation = wanted[train].mean(axis=0), wanted[train].std(axis=0)
@@ -173,8 +203,7 @@ class RegressionProbe(IndexProbe):
 
     def predict(self, latents: Latents) -> xr.DataArray:
         """The target of each sample, with the target's name, units and further dimensions."""
-        rows = self._rows(latents, self._pool)
-        self.probe_._features = rows  # type: ignore[attr-defined]
+        self.probe_._features = _scaled(self._rows(latents, self._pool), self._scale)  # type: ignore[attr-defined]
         further = self.target_.isel({self.dim_: 0}, drop=True)
         values = self.probe_.predict(np.arange(latents.sizes[self.dim_]))[0] * self._deviation + self._mean
         shape = (-1, *further.shape)
@@ -191,6 +220,16 @@ class RegressionProbe(IndexProbe):
     @property
     def _pool(self) -> str:
         return "flatten" if self.kind == "attentive" else self.pool
+
+
+def _scale(rows: Rows, train: np.ndarray) -> np.ndarray:
+    """One over the standard deviation of every number over the training samples; 0 where it does not vary."""
+    deviation = rows.read(train).std(axis=0, dtype=np.float64)
+    return np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-9 * deviation.max())
+
+
+def _scaled(rows: Rows, scale: np.ndarray | None) -> Rows:
+    return rows if scale is None else Rows(lambda samples: rows.read(samples) * scale, rows.width)
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ validation samples. We decided against random validation samples along a time ax
 """
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from sciJEPA.errors import UserError
 from sciJEPA.probes import Rows, row_blocks, rows_of
 
 LEAST_SAMPLES = 4
-POOLS = ("area", "mean", "flatten")
+POOLS = ("area", "mean", "moments", "flatten")
+LEAST_SPREAD = 1e-6
+"""Added to a spread before its logarithm is taken: tokens that are all alike differ by rounding."""
+LEAST_VARIANCE = 1e-10
+"""Directions of tokens with less than this share of the largest variance are rounding."""
 Latents = xr.Dataset | xr.DataArray
 
 
@@ -32,10 +37,50 @@ def tokens_of(latents: Latents, dim: str) -> int:
     return int(np.prod(latents_array(latents, dim).shape[1:-1]))
 
 
-def sample_rows(latents: Latents, dim: str, pool: str) -> Rows:
-    """One row a sample: its tokens pooled ("area", "mean") or side by side ("flatten").
+@dataclass(frozen=True)
+class TokenAxes:
+    """Principal axes of tokens less the mean of their place: what the spread of tokens is taken along.
 
-    Means leave out tokens with a missing value; side by side there may be none.
+    A number of a latent mixes all scales of a field, and its spread is that of the largest; along principal axes the
+    small scales have numbers of their own. Each layer that latents are made of (attribute `layers`) has its own axes: a
+    loud layer would mix with the quiet directions of the others.
+    """
+
+    mean: np.ndarray  # (tokens, latent)
+    axes: np.ndarray  # (latent, directions), orthonormal columns
+
+    @classmethod
+    def fit(cls, latents: Latents, dim: str, samples: np.ndarray) -> "TokenAxes":
+        """Of these samples; tokens with missing values count as the mean of their place."""
+        array = latents_array(latents, dim)
+        total, count, blocks = np.zeros(()), np.zeros(()), row_blocks(samples)
+        for block in blocks:
+            values = _tokens(array, dim, block)
+            seen = np.isfinite(values).all(axis=2, keepdims=True)
+            total, count = total + np.where(seen, values, 0).sum(axis=0), count + seen.sum(axis=0)
+        mean, gram = total / np.maximum(count, 1), np.zeros((array.sizes["latent"],) * 2)
+        for block in blocks:
+            centred = np.nan_to_num(_tokens(array, dim, block) - mean).reshape(-1, len(gram))
+            gram += centred.T @ centred
+        axes = []
+        for layer in np.split(np.arange(len(gram)), int(array.attrs.get("layers", 1))):
+            squares, vectors = np.linalg.eigh(gram[np.ix_(layer, layer)])
+            along = vectors[:, squares > LEAST_VARIANCE * squares[-1]][:, ::-1]
+            axes.append(np.zeros((len(gram), along.shape[1])))
+            axes[-1][layer] = along
+        return cls(mean, np.concatenate(axes, axis=1))
+
+    def moments(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Weighted mean, and logarithm of the root mean square, of tokens (n, tokens, latent) along each axis."""
+        along = np.nan_to_num(values - self.mean) @ self.axes
+        mean, square = (np.einsum("sn,snl->sl", weights, part) for part in (along, along**2))
+        return np.concatenate([mean, np.log(np.sqrt(square) + LEAST_SPREAD)], axis=1)
+
+
+def sample_rows(latents: Latents, dim: str, pool: str, axes: TokenAxes | None = None) -> Rows:
+    """One row a sample: its tokens pooled ("area", "mean", or "moments" along `axes`) or side by side ("flatten").
+
+    What is pooled leaves out tokens with a missing value; side by side there may be none.
     """
     if pool not in POOLS:
         raise UserError(f"pool must be one of {', '.join(POOLS)}, got '{pool}'.")
@@ -53,21 +98,28 @@ def sample_rows(latents: Latents, dim: str, pool: str) -> Rows:
     if pool == "flatten":
         return Rows(read, int(np.prod(array.shape[1:])))
     weights = np.ones(array.shape[1:-1])
-    if pool == "area" and "token_area" in array.coords:
+    if pool != "mean" and "token_area" in array.coords:
         weights = array["token_area"].broadcast_like(array.isel({dim: 0, "latent": 0})).to_numpy()
-    return rows_of(_pooled(array, dim, weights.ravel()))
+    return rows_of(_pooled(array, dim, weights.ravel(), axes))
 
 
-def _pooled(array: xr.DataArray, dim: str, weights: np.ndarray) -> np.ndarray:
+def _pooled(array: xr.DataArray, dim: str, weights: np.ndarray, axes: TokenAxes | None) -> np.ndarray:
     pooled = []
     for block in row_blocks(np.arange(array.sizes[dim])):
-        values = array.isel({dim: block}).to_numpy().astype(np.float64)
-        values = values.reshape(len(block), -1, array.sizes["latent"])
+        values = _tokens(array, dim, block)
         seen = np.isfinite(values).all(axis=2) * weights
         if not (seen.sum(axis=1) > 0).all():
             raise UserError(f"{int((seen.sum(axis=1) <= 0).sum())} samples have no token with latents; drop them.")
-        pooled.append(np.einsum("sn,snl->sl", seen, np.nan_to_num(values)) / seen.sum(axis=1, keepdims=True))
+        seen = seen / seen.sum(axis=1, keepdims=True)
+        known = np.einsum("sn,snl->sl", seen, np.nan_to_num(values)) if axes is None else axes.moments(values, seen)
+        pooled.append(known)
     return np.concatenate(pooled)
+
+
+def _tokens(array: xr.DataArray, dim: str, samples: np.ndarray) -> np.ndarray:
+    """Values (samples, tokens, latent) in double precision."""
+    values = array.isel({dim: samples}).to_numpy().astype(np.float64)
+    return values.reshape(len(samples), -1, array.sizes["latent"])
 
 
 def matching(latents: Latents, target: xr.DataArray, dim: str) -> xr.DataArray:
@@ -123,6 +175,17 @@ def hold_out(latents: Latents, dim: str, groups: Any, share: float, seed: int) -
             "samples or groups."
         )
     return train, validation
+
+
+def told_apart(latents: Latents, dim: str, held_out: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training and of the validation samples, where the caller says which are held out."""
+    chosen = np.asarray(held_out)
+    if chosen.shape != (latents.sizes[dim],) or chosen.dtype != bool or chosen.all() or not chosen.any():
+        raise UserError(
+            f"held_out needs True or False for each of {latents.sizes[dim]} samples, and some of both; got shape "
+            f"{chosen.shape}, {chosen.dtype}."
+        )
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def is_time(latents: Latents, dim: Hashable) -> bool:
