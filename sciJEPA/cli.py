@@ -124,10 +124,11 @@ def _pretrain(options: argparse.Namespace) -> str:
     if options.print_config:
         return config_to_yaml(config).rstrip()
     if options.dry_run:
-        from sciJEPA.plan import describe_run
+        from sciJEPA.plan import describe_run, estimate_time
 
         description = describe_run(config)
-        return to_json(description) if options.json else outline(description)
+        time = estimate_time(config, description["flops_total"])
+        return to_json({**description, "time": vars(time)}) if options.json else outline({**description, "time": time})
     options.out = options.out or Path("runs") / Path(source).stem
     _check_place(options.out)
     from sciJEPA.pretrain import pretrain
@@ -155,7 +156,7 @@ def _embed(options: argparse.Namespace) -> str:
     from sciJEPA.latents import embed
 
     model = load(options.model)
-    names = ("encoder", "pooled", "out", "append", "scheduler", "batch_size")
+    names = ("domain", "encoder", "pooled", "out", "append", "scheduler", "batch_size")
     latents = embed(model, options.archive, **{name: getattr(options, name) for name in names})
     return f"{options.out}: " + ", ".join(f"{dim} {size}" for dim, size in latents.sizes.items())
 
@@ -169,7 +170,7 @@ def _probe(options: argparse.Namespace) -> str:
     from sciJEPA.panel import probe, units_of
     from sciJEPA.scores import format_table
 
-    names = ("lead", "controls", "probes", "labels", "out", "seed")
+    names = ("domain", "lead", "controls", "probes", "labels", "out", "seed")
     rows = probe(options.model, options.archive, **{name: getattr(options, name) for name in names})
     if options.json:
         return to_json({"scores": rows.to_dict("records")})
@@ -180,7 +181,7 @@ def _forecast(options: argparse.Namespace) -> str:
     _check_place(options.out)
     from sciJEPA.forecasting.issuing import forecast
 
-    names = ("init", "lead", "method", "probe", "out", "seed")
+    names = ("domain", "init", "lead", "method", "probe", "out", "seed")
     found = forecast(options.model, options.archive, **{name: getattr(options, name) for name in names})
     return f"{options.out}: " + ", ".join(f"{dim} {size}" for dim, size in found.sizes.items())
 
@@ -395,6 +396,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 def _add_model_and_archive(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="RUN", help="folder of a run, or of a model, or hf://org/name")
     verb.add_argument("archive", metavar="ARCHIVE", help="path or URL, of the kind and units that the run has seen")
+    verb.add_argument("--domain", metavar="NAME", help="which domain of a joint model (default: the one that fits)")
 
 
 class _Version(argparse.Action):

@@ -60,6 +60,8 @@ class TrainingConfig:
     """float32, bfloat16, or auto: bfloat16 where the processor computes in it."""
     devices: int = 1
     """Processes of a machine, each with a GPU where there are GPUs; they share every batch."""
+    shard: bool = False
+    """Share the weights out over the processes too: for models that one GPU cannot train."""
     compile: bool = False
     """Compile the transformer blocks; needs a C++ compiler, and pays in long runs."""
     checkpoint_activations: bool = False
@@ -82,6 +84,10 @@ class TrainingConfig:
         for name in ("learning_rate", "half_life", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
+        if self.shard and self.devices == 1:
+            raise UserError(
+                "training.shard shares weights out over processes, but training.devices is 1; set it to 2 or more."
+            )
         if not self.weight_decay >= 0:
             raise UserError(
                 f"training.weight_decay must be at least 0, got {self.weight_decay}; a usual value is 0.05."

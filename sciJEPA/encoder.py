@@ -8,6 +8,7 @@ it. With the last block alone, long leads lost what the targets do not ask for (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +22,8 @@ SIZES = {"tiny": (96, 3, 4), "small": (192, 6, 6), "base": (384, 12, 6), "large"
 """The size dial: width, depth and heads."""
 WEIGHTS_AT_ONCE = 2**25
 """Attention weights of a block that may be held in memory: 64 MB."""
+Seen: TypeAlias = Bool[Tensor, "B C"] | Bool[Tensor, "B N C"] | None
+"""Which tokens may be attended to: the same by all tokens, or by each; None: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "B N L"], memory: Float[Tensor, "B C L"], seen: Bool[Tensor, "B C"] | None = None
+        self, x: Float[Tensor, "B N L"], memory: Float[Tensor, "B C L"], seen: Seen = None
     ) -> Float[Tensor, "B N L"]:
         """Attend from `x` to `memory` where `seen`."""
         query, key, value = map(self._split, self._project(x, memory))
@@ -84,8 +87,13 @@ class Attention(nn.Module):
             # A finite floor and not -inf: a sample without any seen token yields numbers, not NaN.
             mask = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(
                 ~seen, torch.finfo(query.dtype).min / 2
-            )[:, None, None, :]
-        return self.out(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+            )
+            mask = mask[:, None] if seen.ndim == 3 else mask[:, None, None]
+        found = attend(query, key, value, mask)
+        if seen is not None and seen.ndim == 3:
+            # Who may attend to no token gets nothing, and not the mean of those that it may not know.
+            found = found * seen.any(dim=2)[:, None, :, None]
+        return self.out(found.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values; of tokens that attend to each other in one product, which is cast but once."""
@@ -97,21 +105,23 @@ class Attention(nn.Module):
         return functional.linear(x, weight, bias).chunk(3, dim=-1)
 
     def weights(
-        self, x: Float[Tensor, "B N L"], memory: Float[Tensor, "B C L"], seen: Bool[Tensor, "B C"] | None = None
+        self, x: Float[Tensor, "B N L"], memory: Float[Tensor, "B C L"], seen: Seen = None
     ) -> Float[Tensor, "B H N C"]:
         """With which weight `x` attends to each token of `memory`, in float32; `forward` never holds them."""
         query, key = self._split(self.query(x)), self._split(self.key_value(memory).chunk(2, dim=-1)[0])
         scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
         if seen is not None:
-            scores = scores.masked_fill(~seen[:, None, None], torch.finfo(torch.float32).min / 2)
+            hidden = ~(seen[:, None] if seen.ndim == 3 else seen[:, None, None])
+            scores = scores.masked_fill(hidden, torch.finfo(torch.float32).min / 2)
         return scores.softmax(dim=-1)
 
-    def entropy(self, x: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
+    def entropy(self, x: Float[Tensor, "B N L"], seen: Seen = None) -> Float[Tensor, ""]:
         """Mean entropy of the weights with which tokens attend to each other: 0 (to one) to 1 (to all alike)."""
         weights = self.weights(x, x, seen)
         seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if seen is None else seen
         entropy = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1).mean(dim=1)
-        share = entropy / seen.sum(dim=1, keepdim=True).clamp_min(2).log()
+        share = entropy / seen.sum(dim=-1, keepdim=seen.ndim == 2).clamp_min(2).log()
+        seen = seen.diagonal(dim1=1, dim2=2) if seen.ndim == 3 else seen
         return (share * seen).sum() / seen.sum().clamp_min(1)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -122,7 +132,7 @@ def attend(
     query: Float[Tensor, "B H N D"],
     key: Float[Tensor, "B H C D"],
     value: Float[Tensor, "B H C D"],
-    mask: Float[Tensor, "B 1 1 C"] | None,
+    mask: Float[Tensor, "B 1 #N C"] | None,
 ) -> Float[Tensor, "B H N D"]:
     """softmax(query key' / sqrt(D) + mask) value, fused where that is the fastest."""
     batch, heads, tokens, width = query.shape
@@ -148,7 +158,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = feed_forward(width)
 
-    def forward(self, x: Float[Tensor, "B N L"], seen: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N L"]:
+    def forward(self, x: Float[Tensor, "B N L"], seen: Seen) -> Float[Tensor, "B N L"]:
         """One block; `seen` marks tokens that may be attended to."""
         normed = self.norm_attention(x)
         x = x + self.attention(normed, normed, seen)
@@ -203,7 +213,7 @@ class Encoder(nn.Module):
         return torch.cat([outputs[layer] for layer in layers], dim=-1)
 
     def _outputs(self, tokens: Tokens) -> list[Float[Tensor, "B N L"]]:
-        seen = tokens.seen
+        seen = tokens.attendable(tokens, tokens.seen)
         outputs = [of_domain(self.domains, tokens.domain)(tokens)]
         for block in self.blocks:
             outputs.append(block(outputs[-1], seen))

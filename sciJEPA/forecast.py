@@ -16,6 +16,7 @@ import xarray as xr
 
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
+from sciJEPA.forcings import without_forcings
 from sciJEPA.forecasting.issuing import forecast
 from sciJEPA.forecasting.labelling import (
     issue_steps,
@@ -101,7 +102,8 @@ class ForecastProbe:
         latents
             From `embed`, the training times: `latents.sel(time=slice(None, "2007"))`.
         archive
-            Holds the fields to be forecast; climatology and spread are taken from the training times.
+            Holds the fields to be forecast, all but the model's forcings; climatology and spread are taken from the
+            training times.
         validation
             Latents on which the strength is chosen; without it, the last eighth of the training times, or twice the
             longest lead if that is more.
@@ -112,7 +114,7 @@ class ForecastProbe:
             If the latents are of another archive, a lead is no multiple of the archive's steps, validation and training
             share times, or either has no time whose outcome is known.
         """
-        archive = open_archive(archive)
+        archive = without_forcings(open_archive(archive), latents.attrs.get("forcings", "").split(", "))
         leads = [self.lead] if isinstance(self.lead, str) else list(self.lead)
         self.leads_ = [lead_steps(lead, archive) for lead in leads]
         horizon = max(self.leads_)

@@ -154,7 +154,9 @@ class Model:
             raise UserError("the archive fits no domain of the model. " + " ".join(reasons))
         if len(fitting) > 1:
             names = ", ".join(domain.name for _, domain in fitting)
-            raise UserError(f"the archive fits several domains of the model; say which with domain=: {names}.")
+            raise UserError(
+                f"the archive fits several domains of the model; say which with domain= (--domain): {names}."
+            )
         return fitting[0]
 
     def embed(self, archive: str | os.PathLike | xr.Dataset | Archive, **options: Any) -> xr.Dataset:
@@ -318,7 +320,8 @@ def build_jepa(config: RunConfig, tokenizers: Mapping[str, Tokenizer]) -> JEPA:
     """The untrained model: weights follow from the configuration's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return JEPA(tokenizers, config.encoder, config.predictor, config.objective)
+        forcings = {name: part.data.forcings for name, part in config.parts.items()}
+        return JEPA(tokenizers, config.encoder, config.predictor, config.objective, forcings)
 
 
 def random_model(model: Model) -> Model:
@@ -373,9 +376,10 @@ def _card(model: Model) -> str:
     config, provenance = model.config, model.provenance
     parts = []
     for name, domain in model.domains.items():
+        forcings = f" (forcings: {', '.join(domain.config.data.forcings)})" if domain.config.data.forcings else ""
         parts.append(
-            f"- {name}: {', '.join(domain.spec.channels)}, every {domain.spec.cadence:g} hours; statistics and weights "
-            f"from {' to '.join(domain.normalizer.trained_on)} only"
+            f"- {name}: {', '.join(domain.spec.channels)}{forcings}, every {domain.spec.cadence:g} hours; statistics "
+            f"and weights from {' to '.join(domain.normalizer.trained_on)} only"
         )
     return f"""# {provenance.get("name", "sciJEPA model")} ({model.id})
 

@@ -1,6 +1,6 @@
 """Wiring: context, target, predict, energy. Nothing here learns that is not defined elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sciJEPA.encoder import Encoder, EncoderConfig
+from sciJEPA.encoder import Encoder, EncoderConfig, of_domain
 from sciJEPA.errors import UserError
+from sciJEPA.forcings import predicted_values, tokens_without_forcings
 from sciJEPA.losses import Centred, LossTerms, centre, centre_groups, prediction_distance, regularise, sigreg_term
 from sciJEPA.masking import MaskPlan, TokenGrid
 from sciJEPA.predictor import Predictor, PredictorConfig
@@ -49,6 +50,8 @@ class ObjectiveConfig:
     """Weight of the covariance term; if not given 0.001 for ema, 0.04 for vicreg, and 0 for the others."""
     sigreg: float | None = None
     """Weight of the distance from an isotropic Gaussian; if not given 0.05 for sigreg, and 0 for the others."""
+    reconstruction: float = 0.0
+    """Weight of the distance between predicted and true patches, beside that of latents."""
     slices: int = 64
     """Random directions in which that distance is taken, others at every step."""
     over: str = "batch"
@@ -69,9 +72,13 @@ class ObjectiveConfig:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise UserError(f"objective.{name} must be one of {', '.join(values)}, got '{getattr(self, name)}'.")
-        for name in ("variance", "covariance", "sigreg"):
+        for name in ("variance", "covariance", "sigreg", "reconstruction"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"objective.{name} must be at least 0, got {getattr(self, name)}.")
+        if self.target == "mae" and self.reconstruction:
+            raise UserError(
+                "objective.reconstruction adds patches to the targets, but those of mae are patches; set it to 0."
+            )
         if self.slices < 1 or self.teacher_steps < 0 or not self.layers:
             raise UserError("objective needs slices of at least 1, teacher_steps of at least 0 and one of the layers.")
         if self.target == "salt" and (self.teacher is None) == (self.teacher_steps == 0):
@@ -93,6 +100,11 @@ class ObjectiveConfig:
     def gradient(self) -> bool:
         """Whether targets carry gradient."""
         return self.target in ("vicreg", "sigreg")
+
+    @property
+    def encoder(self) -> str:
+        """The encoder that a run is for: the moving average ("target"), or the student ("online") of a teacher."""
+        return "online" if self.target == "salt" else "target"
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,8 @@ class JEPA(nn.Module):
     ----------
     tokenizers
         By name of the domain; all domains share the blocks of encoder and predictor.
+    forcings
+        By name of the domain: variables that only the context encoder sees.
     """
 
     def __init__(
@@ -124,9 +138,11 @@ class JEPA(nn.Module):
         encoder: EncoderConfig,
         predictor: PredictorConfig,
         objective: ObjectiveConfig,
+        forcings: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizers, self.objective = dict(tokenizers), objective
+        self.forcings = {name: tuple((forcings or {}).get(name, ())) for name in tokenizers}
         self.encoder = Encoder(encoder, tokenizers)
         self.norm = nn.LayerNorm(self.encoder.width)
         if any(not -self.encoder.depth - 1 <= layer <= self.encoder.depth for layer in objective.layers):
@@ -137,12 +153,13 @@ class JEPA(nn.Module):
         if objective.over == "time" and any(objective.weights):
             for name, tokenizer in tokenizers.items():
                 _require_times(name, tokenizer.grid)
-        patches = {name: target_values(tokenizer) for name, tokenizer in tokenizers.items()}
+        patches = {name: predicted_values(part, self.forcings[name]) for name, part in tokenizers.items()}
         self.predictor = Predictor(
             predictor,
             in_width=self.encoder.width,
             feature_widths={name: tokenizer.feature_width for name, tokenizer in tokenizers.items()},
             out_width=patches if objective.target == "mae" else self.encoder.width * len(objective.layers),
+            patch_widths=patches if objective.reconstruction else None,
         )
         self.target = MovingAverage(self.encoder)
 
@@ -170,9 +187,12 @@ class JEPA(nn.Module):
             visible = visible.only(plan.channels)
         latents = self.encoder(visible)
         context = self.norm(latents)
-        wanted = tokens.take(plan.target)
-        predicted = self.predictor(context, visible.features, wanted.features, visible.seen, tokens.domain)
-        target, encoded = self._targets(tokens, wanted, plan, tokenizer.grid)
+        known = self._without_forcings(tokens, batch, tokenizer)
+        wanted = known.take(plan.target)
+        seen = wanted.attendable(visible, visible.seen)
+        states = self.predictor.states(context, visible.features, wanted.features, seen, tokens.domain)
+        predicted = self.predictor.answer(states, tokens.domain)
+        target, encoded = self._targets(known, wanted, plan, tokenizer.grid)
         branches = [(latents, plan.context, visible.seen)]
         if self.objective.gradient:
             branches.append((encoded, plan.target, wanted.seen))
@@ -181,7 +201,11 @@ class JEPA(nn.Module):
         variance, covariance, sigreg = (torch.stack(part).mean() for part in zip(*terms, strict=True))
         weights = self.objective.weights
         total = prediction + weights[0] * variance + weights[1] * covariance + weights[2] * sigreg
-        parts = LossTerms(prediction, variance, covariance, sigreg, total)
+        reconstruction = None
+        if self.objective.reconstruction:
+            reconstruction = self._reconstruction(states, wanted)
+            total = total + self.objective.reconstruction * reconstruction
+        parts = LossTerms(prediction, variance, covariance, sigreg, total, reconstruction)
         return StepOutput(parts, latents, target, predicted, encoded, visible.seen, wanted.seen)
 
     def _regularise(
@@ -206,6 +230,11 @@ class JEPA(nn.Module):
         sigreg = sigreg_term(flat, mask, windows=windows, slices=self.objective.slices, step=step)
         return *regularise(centred), sigreg
 
+    def _reconstruction(self, states: Float[Tensor, "B M D"], wanted: Tokens) -> Float[Tensor, ""]:
+        """Distance of the patches that the predictor's states tell from the true ones."""
+        patches = of_domain(self.predictor.patches, wanted.domain)(states)
+        return prediction_distance(patches, wanted.values.flatten(2), wanted.weight, distance=self.objective.distance)
+
     def _targets(self, tokens: Tokens, wanted: Tokens, plan: MaskPlan, grid: TokenGrid) -> tuple[Tensor, Tensor]:
         """Targets, and what they were before they were standardised."""
         if self.objective.target == "mae":
@@ -229,7 +258,21 @@ class JEPA(nn.Module):
         `tokenizer` is that of another archive of the batch's domain, where it is not the one of training.
         """
         chosen = cast(Encoder, self.target.module) if encoder == "target" else self.encoder
-        return chosen.latents((tokenizer or self._tokenizer_of(batch))(batch))
+        return chosen.latents(self.tokens(batch, encoder=encoder, tokenizer=tokenizer))
+
+    def tokens(self, batch: Batch, *, encoder: str = "target", tokenizer: Tokenizer | None = None) -> Tokens:
+        """What the "target" or the "online" encoder sees of windows: the target encoder sees no forcings.
+
+        That of a masked autoencoder does. It encodes no targets, but is an average of the encoder that has seen them.
+        """
+        tokenizer = tokenizer or self._tokenizer_of(batch)
+        tokens = tokenizer(batch)
+        sees_all = encoder == "online" or self.objective.target == "mae"
+        return tokens if sees_all else self._without_forcings(tokens, batch, tokenizer)
+
+    def _without_forcings(self, tokens: Tokens, batch: Batch, tokenizer: Tokenizer) -> Tokens:
+        forcings = self.forcings[batch.domain] if batch.domain else next(iter(self.forcings.values()))
+        return tokens_without_forcings(tokens, batch, tokenizer, forcings)
 
     def _tokenizer_of(self, batch: Batch) -> Tokenizer:
         return self.tokenizers[batch.domain] if batch.domain else self.tokenizer

@@ -26,6 +26,8 @@ class LossTerms:
     covariance: Float[Tensor, ""]
     sigreg: Float[Tensor, ""]
     total: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""] | None = None
+    """Distance of predicted from true patches, where they are predicted beside latents."""
 
 
 def prediction_distance(

@@ -31,6 +31,8 @@ class TokenGrid:
     space : tokens along each dimension of space: rows and columns of a grid, stations, or any number of dimensions.
     periodic : the last dimension closes a circle.
     ordered : neighbours in `space` are neighbours in the world; stations have no such order.
+    fixed : places of one time that are never targets.
+    apart : tokens of a place attend to those of no other place.
     """
 
     times: int
@@ -38,6 +40,8 @@ class TokenGrid:
     context_times: int
     periodic: bool = False
     ordered: bool = True
+    fixed: tuple[int, ...] = ()
+    apart: bool = False
 
     @property
     def per_time(self) -> int:
@@ -48,6 +52,11 @@ class TokenGrid:
     def count(self) -> int:
         """Tokens of the window."""
         return self.times * self.per_time
+
+    @property
+    def free(self) -> np.ndarray:
+        """Places of one time that may be targets."""
+        return np.setdiff1d(np.arange(self.per_time), self.fixed)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def forecast_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generat
     context = _share_of(np.arange(past), config.context_share, rng)
     ahead = sorted(config.horizons) or range(1, grid.times - grid.context_times + 1)
     times = grid.context_times - 1 + np.asarray(ahead, dtype=int)
-    future = (times[:, None] * grid.per_time + np.arange(grid.per_time)).ravel()
+    future = (times[:, None] * grid.per_time + grid.free).ravel()
     return context, _share_of(future, config.forecast_share, rng)
 
 
@@ -147,9 +156,9 @@ def _share_of(tokens: np.ndarray, share: float, rng: np.random.Generator) -> np.
 
 def random_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A fixed share of the tokens of the issue window, drawn without replacement."""
-    tokens = rng.permutation(grid.context_times * grid.per_time)
-    count = _hidden_count(len(tokens), config)
-    return np.sort(tokens[count:]), np.sort(tokens[:count])
+    tokens = rng.permutation((np.arange(grid.context_times)[:, None] * grid.per_time + grid.free).ravel())
+    hidden = np.sort(tokens[: _hidden_count(len(tokens), config)])
+    return np.setdiff1d(np.arange(grid.context_times * grid.per_time), hidden), hidden
 
 
 def block_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -160,10 +169,11 @@ def block_mask(grid: TokenGrid, config: MaskingConfig, rng: np.random.Generator)
     (Cut at the walls, boxes are smaller there and lose less in the thinning: places beside a wall were hidden up to 1.6
     times as often as others.) The last box is thinned at random to the exact size.
     """
-    count = _hidden_count(grid.per_time, config)
+    count = _hidden_count(len(grid.free), config)
     hidden = np.zeros(grid.space, dtype=bool)
+    free = np.isin(np.arange(grid.per_time), grid.free).reshape(grid.space)
     while (missing := count - int(hidden.sum())) > 0:
-        fresh = _block(grid, config, rng) & ~hidden
+        fresh = _block(grid, config, rng) & ~hidden & free
         places = np.flatnonzero(fresh)
         hidden.ravel()[rng.permutation(places)[:missing]] = True
     times = np.arange(grid.context_times)[:, None] * grid.per_time
@@ -212,6 +222,8 @@ class Masker:
     seed: int = 0
     channels: int = 1
     """Channels that share a token."""
+    always_shown: tuple[int, ...] = ()
+    """Numbers of those that are never hidden."""
 
     def __post_init__(self) -> None:
         if self.config.forecast > 0 and self.grid.times <= self.grid.context_times:
@@ -220,10 +232,20 @@ class Masker:
                 f"has {self.grid.context_times} of them in the issue window; make data.window longer than data.context "
                 "or set masking.forecast to 0."
             )
-        if self.config.blocks > 0 and self.grid.per_time < 2:
+        if self.config.blocks > 0 and len(self.grid.free) < 2:
             raise UserError("masking.blocks needs at least 2 patches in space; use smaller patches.")
+        if self.config.blocks > 0 and self.grid.apart:
+            raise UserError(
+                "masking.blocks hides series in the whole issue window, but with tokenizer.attention of channel no "
+                "other series tells of them; set masking.blocks to 0, or tokenizer.attention to any."
+            )
         if self.config.random > 0 and self.grid.context_times * self.grid.per_time < 2:
             raise UserError("masking.random needs at least 2 tokens in the issue window; use smaller patches.")
+        if self.config.variable > 0 and self.channels > 1 and self.channels - len(self.always_shown) < 2:
+            raise UserError(
+                f"masking.variable hides some channels and shows others, but of {self.channels} channels "
+                f"{len(self.always_shown)} are forcings; set masking.variable to 0 or name fewer data.forcings."
+            )
         if self.config.variable > 0 and self.channels < 2:
             raise UserError(
                 "masking.variable hides some of the channels that share a token, but here a token has one channel; use "
@@ -280,5 +302,6 @@ class Masker:
         return torch.from_numpy(hidden)
 
     def _shown(self, step: int) -> tuple[int, ...]:
-        numbers = np.random.default_rng([self.seed, 3, step]).permutation(self.channels)
-        return tuple(sorted(numbers[_hidden_count(self.channels, self.config) :].tolist()))
+        free = np.setdiff1d(np.arange(self.channels), self.always_shown)
+        numbers = np.random.default_rng([self.seed, 3, step]).permutation(free)
+        return tuple(sorted([*self.always_shown, *numbers[_hidden_count(len(free), self.config) :].tolist()]))

@@ -49,7 +49,10 @@ class CrossBlock(nn.Module):
         self.mlp = feed_forward(width)
 
     def forward(
-        self, query: Float[Tensor, "B M D"], memory: Float[Tensor, "B C D"], seen: Bool[Tensor, "B C"] | None
+        self,
+        query: Float[Tensor, "B M D"],
+        memory: Float[Tensor, "B C D"],
+        seen: Bool[Tensor, "B C"] | Bool[Tensor, "B M C"] | None,
     ) -> Float[Tensor, "B M D"]:
         """One block."""
         query = query + self.attention(self.norm_attention(query), self.norm_memory(memory), seen)
@@ -69,6 +72,8 @@ class Predictor(nn.Module):
         Position features of a token, by name of the domain.
     out_width
         Numbers to predict for a target: one width for latents, a width by name of the domain for patches.
+    patch_widths
+        Values of a patch by name of the domain, where patches are predicted beside latents.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Predictor(nn.Module):
         in_width: int,
         feature_widths: Mapping[str, int],
         out_width: int | Mapping[str, int],
+        patch_widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(in_width, config.width)
@@ -87,6 +93,7 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         widths = {LATENT: out_width} if isinstance(out_width, int) else out_width
         self.leave = nn.ModuleDict({name: nn.Linear(config.width, width) for name, width in widths.items()})
+        self.patches = nn.ModuleDict({n: nn.Linear(config.width, w) for n, w in (patch_widths or {}).items()})
         initialise(self, config.depth)
 
     def forward(
@@ -94,12 +101,27 @@ class Predictor(nn.Module):
         context: Float[Tensor, "B C L"],
         context_features: Float[Tensor, "B C K"],
         target_features: Float[Tensor, "B M K"],
-        seen: Bool[Tensor, "B C"] | None = None,
+        seen: Bool[Tensor, "B C"] | Bool[Tensor, "B M C"] | None = None,
         domain: str = "",
     ) -> Float[Tensor, "B M Q"]:
         """Predictions at the target positions."""
+        return self.answer(self.states(context, context_features, target_features, seen, domain), domain)
+
+    def states(
+        self,
+        context: Float[Tensor, "B C L"],
+        context_features: Float[Tensor, "B C K"],
+        target_features: Float[Tensor, "B M K"],
+        seen: Bool[Tensor, "B C"] | Bool[Tensor, "B M C"] | None = None,
+        domain: str = "",
+    ) -> Float[Tensor, "B M D"]:
+        """What predictions at the target positions are read from."""
         memory = self.enter(context) + of_domain(self.where_context, domain)(context_features)
         query = of_domain(self.where_target, domain)(target_features)
         for block in self.blocks:
             query = block(query, memory, seen)
-        return of_domain(self.leave, LATENT if LATENT in self.leave else domain)(self.norm(query))
+        return self.norm(query)
+
+    def answer(self, states: Float[Tensor, "B M D"], domain: str = "") -> Float[Tensor, "B M Q"]:
+        """Predictions from `states`."""
+        return of_domain(self.leave, LATENT if LATENT in self.leave else domain)(states)

@@ -26,8 +26,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.checkpoint import checkpoint
 
 from sciJEPA.archive import Archive
-from sciJEPA.config import RunConfig, config_to_yaml
+from sciJEPA.config import RunConfig, config_from_dict, config_to_dict, config_to_yaml, load_config
 from sciJEPA.errors import UserError
+from sciJEPA.forcings import masker_of
 from sciJEPA.hub import Domain, Model, build_jepa, load, tokenizers_of
 from sciJEPA.jepa import JEPA, StepOutput
 from sciJEPA.loader import BatchStream, WindowReader
@@ -53,7 +54,8 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     Parameters
     ----------
     config
-        The run; on resume it must equal the one that the folder was started with.
+        The run; on resume it must equal the one that the folder was started with, but for how it is computed
+        (`training.devices`, `shard`, `compile`, `checkpoint_activations` and `threads`).
     out
         A folder that does not exist yet; with `resume` one that a killed run has left.
     resume
@@ -69,7 +71,7 @@ def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False,
     out = Path(out)
     resolved = config_to_yaml(_resolved(config))
     if first():
-        _check_folder(out, resolved, resume)
+        _check_folder(out, _resolved(config), resume)
     if (out / "model").is_dir():
         return load(out)
     if config.training.devices > 1 and not launched():
@@ -103,10 +105,12 @@ def _train(config: RunConfig, out: Path, resolved: str, progress: bool) -> Model
     keep_freed_memory()
     with _settings(config), _accelerated(jepa, config):
         trainer = _trainer(config, out, data, jepa, progress)
-        trainer.fit(_Run(jepa, config), datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        run = _Run(jepa, config)
+        trainer.fit(run, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    jepa.eval()
+    jepa = run.whole().eval()
+    model = dataclasses.replace(model, jepa=jepa)
     if trainer.is_global_zero:
         if config.training.keep == "best":
             Best.restore(best, jepa)
@@ -121,8 +125,9 @@ def _teacher(config: RunConfig, out: Path, progress: bool) -> Model:
     if objective.teacher is not None:
         return load(objective.teacher)
     stage_one = dataclasses.replace(
-        objective, target="mae", teacher_steps=0, layers=(-1,), variance=0.0, covariance=0.0, sigreg=0.0
-    )
+        objective, target="mae", teacher_steps=0, layers=(-1,), variance=0.0, covariance=0.0, sigreg=0.0,
+        reconstruction=0.0,
+    )  # fmt: skip
     training = dataclasses.replace(config.training, steps=objective.teacher_steps, keep="last")
     folder = out / "teacher"
     stage = dataclasses.replace(config, objective=stage_one, training=training)
@@ -170,7 +175,7 @@ class _Part:
         spec = part.tokenizer.describe(archive, part.data.window, part.data.context)
         domain = Domain.of(name, part, spec, normalizer, [channel.units for channel in archive.channels])
         reader = WindowReader(archive, normalizer, memory_mb=part.data.memory_mb)
-        masker = Masker(tokenizer.grid, part.masking, config.seed, tokenizer.channels_per_token)
+        masker = masker_of(tokenizer, part.masking, config.seed, part.data.forcings)
         return cls(domain, reader, masker, splits, part.batch_size or config.training.batch_size, config.seed)
 
     def stream(self, batches: int) -> BatchStream:
@@ -200,12 +205,28 @@ class _Run(lightning.LightningModule):
 
     def __init__(self, jepa: JEPA, config: RunConfig) -> None:
         super().__init__()
-        self.jepa, self.training_config = jepa, config.training
+        self.jepa, self.config, self.training_config = jepa, config, config.training
         self.weight = momentum(config.training.half_life, config.training.steps)
         self.weights = {name: part.weight for name, part in config.parts.items()}
         self.outputs: dict[str, StepOutput] = {}
         self.stepped = False
         """Whether the last batch completed an optimizer step."""
+        self.sharded = False
+
+    def configure_model(self) -> None:
+        if self.training_config.shard and not self.sharded:
+            from sciJEPA.training import sharding  # needs a newer torch than the rest
+
+            sharding.shard(self.jepa, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self.sharded = True
+
+    def whole(self) -> JEPA:
+        """The model with all of its weights; where they are shared out, every process must ask for it."""
+        if not self.sharded:
+            return self.jepa
+        from sciJEPA.training import sharding
+
+        return sharding.assemble(self.jepa, build_jepa(self.config, self.jepa.tokenizers)).to(self.device)
 
     def training_step(self, batch: list[Item], index: int) -> torch.Tensor:
         """Sum over domains of weight times loss, over the sum of the weights: every step has a batch of each."""
@@ -324,7 +345,7 @@ def _trainer(config: RunConfig, out: Path, data: _Batches, jepa: JEPA, progress:
         accelerator="auto",
         devices=devices,
         num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // devices),
-        strategy=DDPStrategy() if devices > 1 else "auto",
+        strategy=_strategy(config, devices),
         accumulate_grad_batches=config.training.accumulate,
         precision="bf16-mixed" if precision(config) == "bfloat16" else "32-true",
         gradient_clip_val=config.training.clip,
@@ -339,18 +360,38 @@ def _trainer(config: RunConfig, out: Path, data: _Batches, jepa: JEPA, progress:
     )
 
 
-def _check_folder(out: Path, resolved: str, resume: bool) -> None:
+def _strategy(config: RunConfig, devices: int) -> Any:
+    if devices == 1:
+        return "auto"
+    if not config.training.shard:
+        return DDPStrategy()
+    from sciJEPA.training.sharding import Sharded
+
+    return Sharded(int(os.environ.get("WORLD_SIZE", devices)))
+
+
+def _check_folder(out: Path, config: RunConfig, resume: bool) -> None:
     if out.exists() and not resume:
         raise UserError(
             f"{out} exists already and nothing is written over; choose another --out, or continue it with --resume."
         )
     if resume and not out.is_dir():
         raise UserError(f"there is no run folder {out} to resume; leave --resume out to start it.")
-    started = out / "config.yaml"
-    if resume and started.exists() and started.read_text() != resolved:
+    started, as_written = out / "config.yaml", config_from_dict(config_to_dict(config))
+    if resume and started.exists() and _learned(load_config(started)) != _learned(as_written):
         raise UserError(
             f"{out} was started with another configuration; resume it with --config {started}, or choose another --out."
         )
+
+
+def _learned(config: RunConfig) -> RunConfig:
+    """The configuration without what changes a run by rounding alone: where it was killed, it may go on otherwise."""
+    return dataclasses.replace(
+        config,
+        training=dataclasses.replace(
+            config.training, devices=1, shard=False, compile=False, checkpoint_activations=False, threads=None
+        ),
+    )
 
 
 def _check_devices(devices: int) -> None:
@@ -389,6 +430,7 @@ def _settings(config: RunConfig) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module.*returned a view")  # which nothing changes
         try:
             if config.training.threads:
                 torch.set_num_threads(config.training.threads)

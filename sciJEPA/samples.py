@@ -32,6 +32,8 @@ class DataConfig:
     """Rows of a table with one time and station: refuse, mean, first or last."""
     variables: tuple[str, ...] | None = None
     """Variables to use; all numeric ones on time and space if not given."""
+    forcings: tuple[str, ...] = ()
+    """Variables that are known ahead, such as insolation: inputs of the context encoder, never targets nor scored."""
     normalize: dict[str, str] = field(default_factory=dict)
     """Mode of normalisation by variable, and under default that of the others: anomaly, zscore, spread, log1p, asinh or
     none; anomalies on grids and zscores elsewhere if not given."""
@@ -75,6 +77,11 @@ class DataConfig:
         """How the archive is opened: the options of `open_archive`."""
         names = ("storage_options", "group", "missing_chunks", "cadence", "duplicates")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def inputs(self) -> tuple[str, ...] | None:
+        """Variables that are read: the chosen ones and the forcings; all if none are chosen."""
+        return None if self.variables is None else tuple(dict.fromkeys((*self.variables, *self.forcings)))
 
 
 WALKS = 16

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sciJEPA.training.distributed import all_sum
+from sciJEPA.training.distributed import all_sum, own
 
 
 def momentum(half_life: float, steps: int) -> float:
@@ -38,8 +38,7 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module, weight: float) -> None:
         """Move by (1 - weight) of the way: average <- weight * average + (1 - weight) * source."""
-        averages: list[Tensor] = list(self.module.parameters())
-        torch._foreach_lerp_(averages, [p.detach() for p in source.parameters()], 1.0 - weight)
+        torch._foreach_lerp_(own(self.module.parameters()), own(source.parameters()), 1.0 - weight)
 
     @torch.no_grad()
     def forward(self, *inputs: object) -> Tensor:

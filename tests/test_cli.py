@@ -286,6 +286,7 @@ def test_dry_run_writes_nothing(scijepa: Command, waves: Path, tiny: Path, tmp_p
     assert described["channels"] == ["q", "z"]
     assert described["windows"]["train"] == 137  # 70 % of 200 steps are 140, and a window takes 4
     assert "q, z" in text.out
+    assert "roughly" in text.out and described["time"]["seconds"] > 0
     assert contents(tmp_path) == before
 
 
@@ -307,6 +308,19 @@ def test_dry_run_of_a_joint_run_shows_every_domain(
     assert not (tmp_path / "run").exists()
     done = scijepa(*argv, "--archive", two_archives["a"])
     assert_refused(done, "data.archive and domains are both given")
+
+
+def test_a_domain_is_named_on_the_command_line(
+    scijepa: Command, joint_run: Path, two_archives: dict[str, Path], tmp_path: Path
+) -> None:
+    archive, out = two_archives["a"], tmp_path / "latents.zarr"
+    done = scijepa("embed", joint_run, archive, "--domain", "a", "--out", out)
+    assert done.code == 0, done.err
+    assert xr.open_zarr(out, consolidated=False).attrs["domain"] == "a"
+    for verb in ("embed", "probe", "forecast"):
+        words = (verb, joint_run, archive, "--out", tmp_path / "none", "--domain")
+        assert_refused(scijepa(*words, "c"), "no domain 'c'", "its domains are a, b")
+        assert_refused(scijepa(*words, "b"), "has no variable 'q'")  # what b has, and a has not
 
 
 def test_pretrain_embed_and_probe(

@@ -18,6 +18,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"target": "ema"},
     {"target": "ema", "standardise": "token", "distance": "l1", "variance": 1.0, "covariance": 0.04, "sigreg": 0.05},
     {"target": "ema", "standardise": "none", "distance": "smooth_l1", "scope": "future", "layers": (0, -1)},
+    {"target": "ema", "reconstruction": 0.5},
     {"target": "vicreg"},
     {"target": "vicreg", "over": "time", "standardise": "none"},
     {"target": "sigreg"},

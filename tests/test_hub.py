@@ -358,7 +358,7 @@ def test_an_archive_of_no_domain_is_refused_with_a_reason_for_each(joint: Model)
 def test_an_archive_of_two_domains_must_be_named(joint: Model) -> None:
     twin = dataclasses.replace(joint.domains["a"], name="twin")
     model = dataclasses.replace(joint, domains={**joint.domains, "twin": twin})
-    with pytest.raises(UserError, match=r"fits several domains .* domain=: a, twin\."):
+    with pytest.raises(UserError, match=r"fits several domains .* domain= \(--domain\): a, twin\."):
         model.open(other())
     assert model.open(other(), domain="twin")[1].name == "twin"
 

@@ -256,6 +256,7 @@ def test_weights_that_are_not_given_go_with_the_target(target, weights):
         ({"sigreg": -1.0}, "objective.sigreg must be at least 0"),
         ({"layers": ()}, "one of the layers"),
         ({"slices": 0}, "slices of at least 1"),
+        ({"target": "mae", "reconstruction": 1.0}, "those of mae are patches"),
     ],
 )
 def test_impossible_objectives_are_refused(objective, message):
@@ -267,6 +268,22 @@ def test_impossible_objectives_are_refused(objective, message):
 def test_targets_of_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(UserError, match=r"objective\.layers must name outputs between 0 .* and 2"):
         build(layers=layers)
+
+
+def test_patches_beside_latents_add_their_distance():
+    plain, both = build(), build(reconstruction=0.5)
+    batch, masks = data(missing=0.3), plan("forecast")
+    both.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.zeros_(both.predictor.patches["grid"].weight)  # so that every patch is predicted as zero
+    alone, terms = plain(batch, masks).terms, both(batch, masks).terms
+    assert alone.reconstruction is None
+    wanted = TOKENIZER(batch).take(masks.target)
+    square = (wanted.values.flatten(2).pow(2).mean(dim=-1) * wanted.weight).sum() / wanted.weight.sum()
+    torch.testing.assert_close(terms.reconstruction, square)
+    assert terms.prediction == alone.prediction
+    torch.testing.assert_close(terms.total, alone.total + 0.5 * square)
+    terms.total.backward()
+    assert both.predictor.patches["grid"].weight.grad.abs().sum() > 0
 
 
 def test_several_layers_are_predicted_side_by_side():

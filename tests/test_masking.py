@@ -184,6 +184,7 @@ def test_mixture_drops_what_is_off():
         ({"forecast_share": 0.0}, "masking.forecast_share"),
         ({"context_share": 1.1}, "masking.context_share"),
         ({"block_rows": 0}, "0 x 2"),
+        ({"points": 1.0}, "masking.points"),
     ],
 )
 def test_impossible_settings_are_refused(wrong, message):
@@ -343,3 +344,36 @@ def test_variable_hides_every_channel_equally_often(share, hidden):
 def test_a_token_of_one_channel_has_none_to_hide():
     with pytest.raises(UserError, match="a token has one channel"):
         Masker(GRID, MaskingConfig(variable=1))
+
+
+# --- single values ----------------------------------------------------------------------------------------------------
+
+SHAPE = (400, 3, 10, 4)
+"""Windows of 3 channels, 10 steps and 4 stations, of which GRID's 2 of 5 times are steps 0 to 3."""
+
+
+def test_no_value_is_hidden_by_default():
+    assert Masker(GRID)(range(2), epoch=0, step=0).context.shape == (2, PAST)
+    assert Masker(GRID).points((2, *SHAPE[1:]), range(2), epoch=0) is None
+
+
+def test_values_are_hidden_in_the_issue_window_alone_and_equally_often():
+    # A window's share is uniform in [0, 0.8]: 0.4 +- 0.8 / sqrt(12) / sqrt(400) = 0.012 on average over 400 windows. A
+    # value is hidden in 0.4 of them, with a deviation of sqrt(0.24 / 400) = 0.025, so all 48 lie within 0.3 and 0.5.
+    hidden = Masker(GRID, MaskingConfig(points=0.8)).points(SHAPE, range(SHAPE[0]), epoch=0)
+    assert hidden is not None and hidden.shape == SHAPE and not hidden[:, :, 4:].any()
+    often = hidden[:, :, :4].float().mean(dim=0)
+    assert often.min() > 0.3 and often.max() < 0.5 and abs(often.mean() - 0.4) < 0.05
+    share = hidden[:, :, :4].float().mean(dim=(1, 2, 3))  # of 48 values, so within 0.2 of what was drawn
+    assert share.min() < 0.1 and 0.7 < share.max() < 1.0 and share.std() > 0.2
+
+
+def test_hidden_values_depend_on_seed_epoch_and_sample_alone():
+    masker = Masker(GRID, MaskingConfig(points=0.8), seed=5)
+    first, second = masker.points(SHAPE, range(400), epoch=2), masker.points(SHAPE, range(399, -1, -1), epoch=2)
+    assert first is not None and second is not None and torch.equal(first, second.flip(0))
+    for other in (
+        masker.points(SHAPE, range(400), epoch=3),
+        Masker(GRID, masker.config).points(SHAPE, range(400), epoch=2),
+    ):
+        assert other is not None and not torch.equal(first, other)

@@ -10,7 +10,7 @@ from sciJEPA.hub import build_jepa, tokenizers_of
 from sciJEPA.loader import WindowReader
 from sciJEPA.masking import Masker
 from sciJEPA.normalize import fit_normalizer
-from sciJEPA.plan import describe_run
+from sciJEPA.plan import Estimate, describe_run, estimate_time
 
 
 def test_describe_run_counts_what_there_is(waves: Path) -> None:
@@ -76,3 +76,27 @@ def test_a_joint_run_is_described_by_domain(two_archives: dict[str, Path]) -> No
     archives = {name: open_archive(path) for name, path in two_archives.items()}
     jepa = build_jepa(config, tokenizers_of(archives, config))
     assert description["parameters"]["encoder"] == sum(p.numel() for p in jepa.encoder.parameters())
+
+
+def test_an_estimate_says_what_it_is_taken_from(waves: Path) -> None:
+    config = tiny_config(waves)
+    found = estimate_time(config, 1e12)
+    assert found.seconds == pytest.approx(1e12 / found.flops_per_second)
+    assert found.flops_per_second > 1e7  # any machine of this century
+    assert f"{found}".startswith("roughly ")
+    assert "a block of the encoder reaches" in found.basis and "in float32" in found.basis
+
+
+def test_two_devices_count_twice(waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sciJEPA.plan._block_rate", lambda *_: 2e9)
+    one, two = (estimate_time(tiny_config(waves, training__devices=devices), 1e12) for devices in (1, 2))
+    assert (one.seconds, two.seconds) == (500, 250)
+    assert "on 2 devices" in two.basis
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.3, "0.3 seconds"), (119, "120 seconds"), (120, "2 minutes"), (7200, "2 hours"), (1e6, "12 days")],
+)
+def test_times_are_told_in_the_unit_of_a_person(seconds: float, words: str) -> None:
+    assert str(Estimate(seconds, 1.0, "a guess")) == f"roughly {words}: a guess"

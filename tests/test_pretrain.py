@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import changed, joint_config, tiny_config
@@ -24,8 +25,10 @@ import sciJEPA.pretrain as home
 from sciJEPA.archive import open_archive
 from sciJEPA.config import RunConfig, TrainingConfig, config_to_yaml, load_config
 from sciJEPA.errors import UserError
+from sciJEPA.forecasting.issuing import forecast
 from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
 from sciJEPA.jepa import StepOutput
+from sciJEPA.latents import embed
 from sciJEPA.losses import LossTerms
 from sciJEPA.panel import probe
 from sciJEPA.pretrain import pretrain
@@ -211,6 +214,11 @@ def test_an_existing_folder_is_refused_and_left_alone(run_folder: Path, waves: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="exists already"):
         pretrain(tiny_config(waves), tmp_path / "empty", progress=False)
+
+
+def test_a_run_may_go_on_with_other_settings_of_how_it_is_computed(run_folder: Path, waves: Path, model: Model) -> None:
+    config = tiny_config(waves, training__devices=2, training__shard=True, training__threads=1)
+    assert pretrain(config, run_folder, resume=True, progress=False).id == model.id
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"training__steps": 21}, {"data__window": 6}])
@@ -490,6 +498,18 @@ def test_a_frozen_teacher_is_the_target_and_stays_what_it_was(salt: tuple[RunCon
             assert not torch.equal(student.encoder.state_dict()[name], start[name]), name
     assert load(out / "teacher").config.objective.target == "mae"
     assert student.predictor.leave["latent"].out_features == 2 * student.encoder.width  # two layers side by side
+
+
+def test_what_is_embedded_and_forecast_from_is_the_student_of_a_teacher(
+    salt: tuple[RunConfig, Path], waves: Path, tmp_path: Path
+) -> None:
+    model = load(salt[1])
+    found, student, teacher = (embed(model, waves, encoder=which) for which in (None, "online", "target"))
+    assert found["latents"].identical(student["latents"]) and found.attrs["encoder"] == "online"
+    assert not np.allclose(found["latents"], teacher["latents"])
+    probe(model, waves, lead="1D", controls="persistence", out=tmp_path / "probe", progress=False)
+    assert xr.open_zarr(tmp_path / "probe/forecasts.zarr", consolidated=False).attrs["method"] == "jepa_online"
+    assert forecast(model, waves, lead="1D", init="latest").attrs["method"] == "jepa_online"
 
 
 @pytest.mark.parametrize("moment", ["after row 4", "after step 3", "before model 0", "after step 7", "after row 12"])

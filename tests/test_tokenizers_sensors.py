@@ -173,7 +173,9 @@ def test_a_part_of_the_channels_gives_its_own_tokens_alone():
 # --- what is missing --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [{}, {"instance": False}, {"location": "mean"}, {"tokens": "station"}])
+@pytest.mark.parametrize(
+    "config", [{}, {"instance": False}, {"location": "mean"}, {"tokens": "station"}, {"gaps": "zero"}]
+)
 @pytest.mark.parametrize("filler", [0.0, 1e6, float("nan")])
 def test_what_stands_where_nothing_was_observed_moves_nothing(config, filler):
     tokenizer = make(**config)
@@ -183,7 +185,56 @@ def test_what_stands_where_nothing_was_observed_moves_nothing(config, filler):
     expected, found = tokenizer(data), tokenizer(filled)
     for name, part in parts(expected).items():
         assert torch.equal(part, parts(found)[name])
-    assert found.observed is not None and (found.values[~found.observed] == 0).all()
+    assert found.observed is not None
+    assert (found.values[~found.observed] == 0).all() == (tokenizer.config.gaps == "zero")
+
+
+def test_gaps_are_bridged_within_the_issue_window_and_flagged():
+    # Steps 0 to 7 are the issue window, 8 to 11 follow it. Observed are 2 at step 1, 8 at step 4, 5 at step 9: between
+    # steps 1 and 4 the line rises by 2 a step; the ends are carried on, and no line leads from step 4 to step 9.
+    tokenizer = make((), ("x",), instance=False)
+    values, observed = torch.zeros(1, 1, 12), torch.zeros(1, 1, 12, dtype=torch.bool)
+    for step, value in ((1, 2.0), (4, 8.0), (9, 5.0)):
+        values[..., step], observed[..., step] = value, True
+    tokens = tokenizer(Batch(values, observed, torch.zeros(1, 12, 4), torch.zeros(1, dtype=torch.long)))
+    assert tokens.values.flatten().tolist() == [2, 2, 4, 6, 8, 8, 8, 8, 5, 5, 5, 5]
+    assert tokens.observed is not None and tokens.observed.flatten().nonzero().ravel().tolist() == [1, 4, 9]
+
+
+def test_bridges_follow_the_daily_course_of_the_issue_window():
+    # Two steps a day, 0 and 10 in turn for four days, step 3 missing. The mean of the seven others is 30/7, and counts
+    # as one more: the course is 30/7 / 5 = 6/7 and (30 + 30/7) / 4 = 60/7. Steps 2 and 4 deviate by -6/7, and so does
+    # the line between them: 60/7 - 6/7 = 54/7 at step 3, where a line between values would have 0. After the issue time
+    # nothing but step 9 was observed, which deviates by 10 - 60/7 = 10/7: step 8 is 6/7 + 10/7 = 16/7.
+    spec = dataclasses.replace(make((), ("x",)).spec, cadence=12.0)
+    tokenizer = SensorTokenizerConfig(patch_time=4, instance=False).build(spec)
+    values = torch.tensor([0.0, 10.0]).repeat(6).reshape(1, 1, 12)
+    observed = torch.ones_like(values, dtype=torch.bool)
+    observed[..., 3] = observed[..., 8] = observed[..., 10:] = False
+    data = Batch(values * observed, observed, torch.zeros(1, 12, 4), torch.zeros(1, dtype=torch.long))
+    expected = [0, 10, 0, 54 / 7, 0, 10, 0, 10, 16 / 7, 10, 16 / 7, 10]
+    torch.testing.assert_close(tokenizer(data).values.flatten(), torch.tensor(expected))
+
+
+def test_a_day_is_counted_where_the_issue_window_holds_two():
+    # Issue windows of 8 steps: two days of 4 steps of 6 hours do, of 24 steps, of 1 step and of 3.4 steps do not.
+    spec = make((), ("x",)).spec
+    config = SensorTokenizerConfig(patch_time=4)
+    days = {cadence: config.build(dataclasses.replace(spec, cadence=cadence)).day for cadence in (6.0, 1.0, 24.0, 7.0)}
+    assert days == {6.0: 4, 1.0: 1, 24.0: 1, 7.0: 1}
+
+
+@pytest.mark.parametrize("stations", PLACES)
+def test_bridges_are_those_of_every_series_on_its_own(stations):
+    tokenizer = make(stations, instance=False)
+    data = batch(tokenizer, missing=0.5)
+    assert data.observed is not None
+    found = tokenizer.unpatchify(tokenizer(data).values)[:, :, :8].movedim(2, -1).reshape(-1, 8)
+    values, observed = (part[:, :, :8].movedim(2, -1).reshape(-1, 8) for part in (data.values, data.observed))
+    for series, truth, there in zip(found.numpy(), values.numpy(), observed.numpy(), strict=True):
+        steps = np.flatnonzero(there)
+        expected = np.interp(np.arange(8), steps, truth[steps]) if len(steps) else np.zeros(8)
+        np.testing.assert_allclose(series, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_token_without_any_observation_moves_no_other():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from sciJEPA.config import RunConfig
@@ -18,7 +19,8 @@ from sciJEPA.masking import Masker, MaskingConfig, MaskPlan
 from sciJEPA.predictor import PredictorConfig
 from sciJEPA.tokenizers.base import Batch
 from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
-from sciJEPA.training.distributed import all_sum, gather, touch
+from sciJEPA.training.distributed import all_sum, gather, own, touch
+from sciJEPA.training.sharding import shard, whole
 
 SPEC = GridSpec(
     channels=("z",), latitude=tuple(10.0 * i for i in range(8)), longitude=tuple(45.0 * i for i in range(8)),
@@ -78,6 +80,21 @@ def losses(objectives: list[dict[str, Any]], missing: bool, out: str) -> None:
         loss = parallel(*share(*windows(missing), rank, count))
         loss.backward()
         results.append((loss.item(), gradients(jepa)))
+    torch.save(results, Path(out) / f"{rank}.pt")
+
+
+def shares(objectives: list[dict[str, Any]], missing: bool, out: str) -> None:
+    """Loss, whole gradients and the share of the values that this process keeps, for each objective, in a file."""
+    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    results = []
+    for objective in objectives:
+        jepa = build(objective)
+        values = sum(weight.numel() for weight in jepa.parameters())
+        shard(jepa, init_device_mesh("cpu", (count,)))
+        loss = step_loss(jepa, *share(*windows(missing), rank, count))
+        loss.backward()
+        kept = sum(weight.numel() for weight in own(jepa.parameters()))
+        results.append((loss.item(), whole(gradients(jepa)), kept / values))
     torch.save(results, Path(out) / f"{rank}.pt")
 
 

@@ -209,7 +209,7 @@ class Encoding:
             read = self.opened.reader.read(self.opened.starts[first:last], domain.config.data.context)
             batch = dataclasses.replace(read, domain=domain.name).to(self._device)
             values = model.jepa.encode(batch, encoder=self.encoder, tokenizer=domain.tokenizer).float().cpu().numpy()
-            weight = domain.tokenizer(batch).weight
+            weight = model.jepa.tokens(batch, encoder=self.encoder, tokenizer=domain.tokenizer).weight
             observed = np.ones(values.shape[:2], np.float32) if weight is None else weight.cpu().numpy()
         return {"latents": self._pool(values, observed)} if self.pooled else {"latents": values, "observed": observed}
 

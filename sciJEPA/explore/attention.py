@@ -70,9 +70,10 @@ def attention(
     block = chosen.blocks[number - 1]
     window = _Window.read(model, archive, time, token, domain)
     with torch.inference_mode():
-        tokens = window.domain.tokenizer(window.batch)
+        tokens = model.jepa.tokens(window.batch, encoder=encoder, tokenizer=window.domain.tokenizer)
         memory = block.norm_attention(chosen.outputs(tokens, [number - 1]))
-        weights = block.attention.weights(memory[:, [window.token]], memory, tokens.seen)[0, :, 0].cpu().numpy()
+        seen = tokens.span(window.token, window.token + 1).attendable(tokens, tokens.seen)
+        weights = block.attention.weights(memory[:, [window.token]], memory, seen)[0, :, 0].cpu().numpy()
     coords = {"head": np.arange(1, len(weights) + 1), **window.token_coordinates()}
     attributes = {"units": "1", "long_name": "attention", "layer": number, "encoder": encoder, **window.attributes}
     return xr.DataArray(weights, coords, ("head", "token"), name="attention", attrs=attributes)

@@ -89,6 +89,7 @@ def mask(
 
     import torch
 
+    from sciJEPA.forcings import masker_of
     from sciJEPA.loader import WindowReader
     from sciJEPA.masking import STRATEGIES
 
@@ -106,7 +107,8 @@ def mask(
     if name not in STRATEGIES:
         raise UserError(f"there is no masking strategy '{name}'; choose from {', '.join(STRATEGIES)}.")
     rng = np.random.default_rng([model.config.seed, 2, 0, start])
-    context, target = STRATEGIES[name](tokenizer.grid, chosen.config.masking, rng)
+    grid = masker_of(tokenizer, chosen.config.masking, model.config.seed, data.forcings).grid
+    context, target = STRATEGIES[name](grid, chosen.config.masking, rng)
     role = torch.zeros(1, tokenizer.grid.count, tokenizer.channels_per_token, tokenizer.patch_size)
     role[0, context], role[0, target] = 1, 2
     roles = tokenizer.unpatchify(role)[0].numpy().astype(int)
@@ -145,5 +147,5 @@ def _tokenizer(archive: Source, how: RunConfig | Model | str, domain: str | None
     if domain is not None and domain not in parts:
         raise UserError(f"the configuration has no domain '{domain}'; its domains are {', '.join(parts)}.")
     part = parts[domain] if domain is not None else next(iter(parts.values()))
-    opened = open_archive(archive, variables=part.data.variables)
+    opened = open_archive(archive, variables=part.data.inputs)
     return part.tokenizer.build(part.tokenizer.describe(opened, part.data.window, part.data.context))

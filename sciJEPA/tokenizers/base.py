@@ -59,6 +59,8 @@ class Tokens:
     domain: str = ""
     instance: Float[Tensor, "B N 2"] | None = None
     """Location and scale that were taken out of each token's values, where a tokenizer does so (normalised units)."""
+    group: Int[Tensor, "B N"] | None = None
+    """Tokens attend to those of their own group; to all if None."""
 
     def take(self, index: Int[Tensor, "B M"]) -> "Tokens":
         """The tokens with these numbers, in this order."""
@@ -80,6 +82,7 @@ class Tokens:
             observed=None if self.observed is None else choose(self.observed),
             features=choose(self.features),
             instance=None if self.instance is None else choose(self.instance),
+            group=None if self.group is None else choose(self.group),
         )
 
     def only(self, numbers: Sequence[int]) -> "Tokens":
@@ -101,6 +104,15 @@ class Tokens:
     def seen(self) -> Bool[Tensor, "B N"] | None:
         """Tokens with any observed value, which alone may be attended to; None where everything is observed."""
         return None if self.observed is None else self.observed.any(dim=3).any(dim=2)
+
+    def attendable(
+        self, memory: "Tokens", seen: Bool[Tensor, "B C"] | None
+    ) -> Bool[Tensor, "B C"] | Bool[Tensor, "B N C"] | None:
+        """Tokens of `memory` that these may attend to: those `seen`, and of their own group; None where all are."""
+        if self.group is None or memory.group is None:
+            return seen
+        own = self.group[:, :, None] == memory.group[:, None]
+        return own if seen is None else own & seen[:, None]
 
 
 @dataclass(frozen=True)
@@ -205,8 +217,9 @@ def nested_tuples(value: Any) -> Any:
 class PatchEmbedding(nn.Module):
     """Patch -> embedding: one linear map for each named channel, summed over the channels and scaled by their number.
 
-    e = b + sum_v (x_v W_v + (1 - o_v) M_v) / sqrt(V), with values x (zero where missing) and observed flags o: a
-    missing value contributes through its flag alone. Weights are keyed by channel name, as in ClimaX
+    e = b + sum_v (x_v W_v + (1 - o_v) M_v) / sqrt(V), with values x and observed flags o: a
+    missing value contributes through its flag, and through what the tokenizer has put in its place: zero, or for series
+    what their window makes of the gap. Weights are keyed by channel name, as in ClimaX
     (https://arxiv.org/abs/2301.10343) and Aurora (https://arxiv.org/abs/2405.13063), so that tokens may come with any
     subset of the channels.
     """

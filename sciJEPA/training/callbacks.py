@@ -79,17 +79,18 @@ class Metrics(lightning.Callback):
                 f"(now {training.learning_rate:g}) or use training.precision float32."
             )
         outputs = {name: gathered(output) for name, output in pl_module.outputs.items()}
+        jepa = pl_module.whole()
         collapsed = torch.zeros((), device=pl_module.device)
         if trainer.is_global_zero:
             with alone():
-                collapsed += self._write(trainer, pl_module, outputs)
+                collapsed += self._write(trainer, pl_module, jepa, outputs)
         if training.stop_on_collapse and all_sum(collapsed) > 0:
             raise UserError(
                 f"the latents have collapsed at step {step}, see metrics.csv; change the objective or lower "
                 "training.learning_rate, or set training.stop_on_collapse to false to go on all the same."
             )
 
-    def _write(self, trainer: lightning.Trainer, pl_module: Any, outputs: Mapping[str, StepOutput]) -> bool:
+    def _write(self, trainer: lightning.Trainer, pl_module: Any, jepa: JEPA, outputs: Mapping[str, StepOutput]) -> bool:
         """One row; returns whether the latents of a domain have collapsed."""
         training, step = self.config.training, trainer.global_step
         numbers: dict[str, Any] = {"step": step, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
@@ -98,14 +99,14 @@ class Metrics(lightning.Callback):
             numbers["loss"] = sum(float(output.terms.total.detach()) for output in outputs.values()) / len(outputs)
         for name, output in outputs.items():
             batches = pl_module.transfer_batch_to_device(self.validation[name], pl_module.device, 0)
-            own = diagnose(output) | validate(pl_module.jepa, batches, trainer.precision_plugin.forward_context)
+            own = diagnose(output) | validate(jepa, batches, trainer.precision_plugin.forward_context)
             errors.append(own["probe_error"])
             if step >= training.warmup * training.steps and not (self.warned and not training.stop_on_collapse):
                 collapsed |= warn_of_collapse(own, step, self.config.objective.target, self.untrained[name])
             numbers |= {f"{name}.{key}": value for key, value in own.items()} if joint else own
         self.warned |= collapsed
         if self.best is not None:
-            self.best.offer(pl_module.jepa, sum(errors) / len(errors), step)
+            self.best.offer(jepa, sum(errors) / len(errors), step)
         header = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="") as file:
             file.write(_csv([numbers], header=header))

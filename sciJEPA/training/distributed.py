@@ -72,6 +72,11 @@ def gather(x: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
+def own(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of them: its shares where weights are shared out (`sharding`), else the tensors."""
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach() for tensor in tensors]
+
+
 class _Touch(torch.autograd.Function):
     """The loss itself; the gradient of every parameter is zero."""
 

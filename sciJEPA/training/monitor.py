@@ -136,12 +136,15 @@ def diagnose(output: StepOutput) -> dict[str, float]:
     context = _rows(output.context, output.context_seen)
     encoded = _rows(output.target if output.encoded is None else output.encoded, output.target_seen)
     target, predicted = (_rows(part, output.target_seen).float() for part in (output.target, output.predicted))
+    reconstruction = output.terms.reconstruction
+    further = {} if reconstruction is None else {"loss_reconstruction": float(reconstruction)}
     return {
         "loss": float(output.terms.total),
         "loss_prediction": float(output.terms.prediction),
         "loss_variance": float(output.terms.variance),
         "loss_covariance": float(output.terms.covariance),
         "loss_sigreg": float(output.terms.sigreg),
+        **further,
         "rank_online": effective_rank(context),
         "rank_target": effective_rank(target),
         "lidar_online": lidar(output.context, output.context_seen),

@@ -46,24 +46,25 @@ def validate(
     if not batches:
         return numbers
     tokenizer = jepa.tokenizers[batches[0][0].domain] if batches[0][0].domain else jepa.tokenizer
-    tokens = [tokenizer(batch) for batch, _ in batches]
-    probed = tokens[::2]  # half of the batches, apart in time, are enough for the probe
-    issue = [part.span(0, tokenizer.grid.context_times * tokenizer.grid.per_time) for part in probed]
-    salt = jepa.objective.target == "salt"
+    probed = [batch for batch, _ in batches[::2]]  # half of the batches, apart in time, are enough for the probe
+    past = tokenizer.grid.context_times * tokenizer.grid.per_time
+    handed_on = jepa.objective.encoder
     with precision():
         losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in batches]
         latents = {}
         for name, encoder in (("online", jepa.encoder), ("target", cast(Encoder, jepa.target.module))):
             # The encoder that is handed on sees all of these windows, the other a batch of them.
-            seen = issue if (name == "online") == salt else issue[:1]
+            some = probed if name == handed_on else probed[:1]
+            issue = [jepa.tokens(batch, encoder=name, tokenizer=tokenizer).span(0, past) for batch in some]
             layers = (-1, *jepa.encoder.latent_layers)
-            latents[name] = torch.cat([encoder.outputs(part, layers).float() for part in seen])
+            latents[name] = torch.cat([encoder.outputs(part, layers).float() for part in issue])
             if len(latents[name]) > 1:
                 numbers[f"content_{name}"] = content(latents[name][..., : jepa.encoder.width])
             numbers[f"attention_{name}"] = attention_entropy(encoder, issue[0])
     numbers["validation_loss"] = sum(losses) / len(losses)
-    handed_on = latents["online" if salt else "target"][..., jepa.encoder.width :]
-    numbers["probe_error"] = probe_error(handed_on, probed, tokenizer.grid)
+    probed_latents = latents[handed_on][..., jepa.encoder.width :]
+    truth = [jepa.tokens(batch, tokenizer=tokenizer) for batch in probed]
+    numbers["probe_error"] = probe_error(probed_latents, truth, tokenizer.grid)
     return numbers
 
 
