@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from sciJEPA.errors import UserError
@@ -66,7 +67,9 @@ def test_umap_keeps_neighbours_together() -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(size=(30, 3)), rng.normal(size=(30, 3)) + 50])
     latents = xr.DataArray(values, {"time": np.arange(60)}, ("time", "latent"))
+    threads = torch.get_num_threads()
     placed = umap(latents, neighbours=5).values
+    assert torch.get_num_threads() == threads
     own = [np.linalg.norm(part - part.mean(axis=0), axis=1).max() for part in (placed[:30], placed[30:])]
     assert np.linalg.norm(placed[:30].mean(axis=0) - placed[30:].mean(axis=0)) > max(own)
     with pytest.raises(UserError, match="needs more than 60 times"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import torch
 import xarray as xr
 
 from sciJEPA.errors import UserError
@@ -150,7 +151,11 @@ def umap(
     if len(scores) <= neighbours:
         raise UserError(f"umap with {neighbours} neighbours needs more than {len(scores)} times; set neighbours lower.")
     options: dict[str, Any] = {"n_components": number, "n_neighbors": neighbours, "random_state": seed, "n_jobs": 1}
-    values = UMAP(**options).fit_transform(scores.to_numpy())
+    threads = torch.get_num_threads()
+    try:
+        values = UMAP(**options).fit_transform(scores.to_numpy())
+    finally:  # numba sets those of OpenMP, which torch shares, and with their number torch's rounding changes
+        torch.set_num_threads(threads)
     attributes = {"units": "1", "long_name": "UMAP", "neighbours": neighbours, "seed": seed}
     placed = xr.DataArray(values, dims=("time", "dimension"), name="umap", attrs=attributes)
     return placed.assign_coords({**_along_time(scores), "dimension": np.arange(1, number + 1)})
