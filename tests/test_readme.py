@@ -35,7 +35,9 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def test_the_commands_run_as_written(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict[str, str]:
+    """What each command of the README prints, by its verb; the Python block needs the run that they leave."""
     (block,) = blocks("bash")
     printed = {}
     for line in block.strip().splitlines():
@@ -44,10 +46,15 @@ def test_the_commands_run_as_written(folder: Path) -> None:
         # The promise is that the line runs; how long it trains is not at stake.
         short = ["--training.steps", "4", "--training.batch_size", "8"] if words[0] == "pretrain" else []
         printed[words[0]] = run([sys.executable, "-m", "sciJEPA.cli", *words, *short], folder)
+    return printed
+
+
+def test_the_commands_run_as_written(folder: Path, printed: dict[str, str]) -> None:
     assert "JEPA target" in printed["probe"] and "persistence" in printed["probe"]
     assert (folder / "runs/mine/probe/scores.csv").is_file()
 
 
+@pytest.mark.usefixtures("printed")
 def test_the_python_runs_as_written(folder: Path) -> None:
     (block,) = blocks("python")
     table = run([sys.executable, "-c", block], folder)
