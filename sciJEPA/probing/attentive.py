@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sciJEPA.errors import UserError
 from sciJEPA.probes import Rows, row_blocks
-from sciJEPA.probing.training import ComponentProbe, TargetComponents, TrainingOptions, fit_cells
+from sciJEPA.probing.training import ComponentProbe, TargetComponents, TrainingOptions
 
 
 class QueryPool(nn.Module):
@@ -101,7 +101,7 @@ class Attentive(ComponentProbe):
                 f"rows of {features.width} numbers do not fall into {self.tokens} tokens of equal width; pass "
                 "tokens=latents.sizes['token']."
             )
-        self._features, self._shape = features, (len(targets), groups)
+        self._inputs, self._shape = features, (len(targets), groups)
         self._outputs = TargetComponents.fit(targets[0], train, self.rank, weights=weights, groups=groups)
         known = self._components_of(targets, np.concatenate([train, validation]))
         mean, deviation = self._moments(features, train)
@@ -109,23 +109,8 @@ class Attentive(ComponentProbe):
             torch.manual_seed(self.seed)
             cells, rank = len(targets) * groups, self._outputs.rank
             self._network = QueryPool(mean, deviation, self.tokens, cells, self.heads, rank)
-        self._trained = fit_cells(
-            self._network,
-            features,
-            known,
-            train,
-            validation,
-            self.options,
-            seed=self.seed,
-        )
-        self.epoch_ = self._trained.epoch.reshape(self._shape)
-        self.error_ = self._error(targets, validation, self._trained.error)
+        self._train(self._network, targets, known, train, validation)
         return self
-
-    def predict(self, times: np.ndarray) -> list[np.ndarray]:
-        """Predictions of each lead for these issue times, each (len(times), targets)."""
-        blocks = [self._restore(self._trained(self._read(block))) for block in row_blocks(times)]
-        return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
 
     def attention(self, times: np.ndarray) -> np.ndarray:
         """Share of each token at these issue times, shape (len(times), leads, groups, heads, tokens)."""
@@ -139,9 +124,6 @@ class Attentive(ComponentProbe):
                 shares[:, cell // self._shape[1], cell % self._shape[1]] = found
             blocks.append(shares)
         return np.concatenate(blocks)
-
-    def _read(self, times: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._features.read(times).astype(np.float32))
 
     def _moments(self, features: Rows, train: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent number over training times and tokens."""

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sciJEPA.probes import Rows, row_blocks
+from sciJEPA.probes import Rows
 from sciJEPA.probing.principal import principal_axes
-from sciJEPA.probing.training import ComponentProbe, TargetComponents, TrainingOptions, fit_cells
+from sciJEPA.probing.training import ComponentProbe, TargetComponents, TrainingOptions
 
 
 class HiddenLayer(nn.Module):
@@ -78,30 +78,16 @@ class MLP(ComponentProbe):
     ) -> "MLP":
         """Train on `train`, choose the epoch of each lead and group on `validation`. Arguments as in `Ridge.fit`."""
         self._features, self._shape = features, (len(targets), groups)
-        self._inputs = principal_axes(features, train, self.components, seed=self.seed)
+        self._axes = principal_axes(features, train, self.components, seed=self.seed)
+        self._inputs = Rows(self._components, len(self._axes.deviation))
         self._outputs = TargetComponents.fit(targets[0], train, self.rank, weights=weights, groups=groups)
         known = self._components_of(targets, np.concatenate([train, validation]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = HiddenLayer(len(self._inputs.deviation), self.hidden, len(targets) * groups, self._outputs.rank)
-        self._trained = fit_cells(
-            network,
-            Rows(self._read, len(self._inputs.deviation)),
-            known,
-            train,
-            validation,
-            self.options,
-            seed=self.seed,
-        )
-        self.epoch_ = self._trained.epoch.reshape(self._shape)
-        self.error_ = self._error(targets, validation, self._trained.error)
+            network = HiddenLayer(self._inputs.width, self.hidden, len(targets) * groups, self._outputs.rank)
+        self._train(network, targets, known, train, validation)
         return self
 
-    def predict(self, times: np.ndarray) -> list[np.ndarray]:
-        """Predictions of each lead for these issue times, each (len(times), targets)."""
-        blocks = [self._restore(self._trained(torch.from_numpy(self._read(block)))) for block in row_blocks(times)]
-        return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
-
-    def _read(self, times: np.ndarray) -> np.ndarray:
-        size = np.sqrt((self._inputs.deviation**2).mean())
-        return (self._inputs.components(self._features.read(times)) / size).astype(np.float32)
+    def _components(self, times: np.ndarray) -> np.ndarray:
+        size = np.sqrt((self._axes.deviation**2).mean())
+        return (self._axes.components(self._features.read(times)) / size).astype(np.float32)

@@ -110,10 +110,32 @@ class Trained:
 
 
 class ComponentProbe:
-    """What `MLP` and `Attentive` have in common: targets in, fields out. Cells are leads times groups."""
+    """What `MLP` and `Attentive` have in common: inputs and targets in, fields out. Cells are leads times groups."""
 
+    options: TrainingOptions
+    seed: int
+    epoch_: np.ndarray
+    error_: np.ndarray
     _outputs: TargetComponents
     _shape: tuple[int, int]
+    _inputs: Rows
+    _trained: Trained
+
+    def predict(self, times: np.ndarray) -> list[np.ndarray]:
+        """Predictions of each lead for these issue times, each (len(times), targets)."""
+        blocks = [self._restore(self._trained(self._read(block))) for block in row_blocks(times)]
+        return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+
+    def _train(
+        self, network: nn.Module, targets: Sequence[Rows], known: Components, train: np.ndarray, validation: np.ndarray
+    ) -> None:
+        """Train the network from `_inputs` to the `known` components of the targets."""
+        self._trained = fit_cells(network, self._inputs, known, train, validation, self.options, seed=self.seed)
+        self.epoch_ = self._trained.epoch.reshape(self._shape)
+        self.error_ = self._error(targets, validation, self._trained.error)
+
+    def _read(self, times: np.ndarray) -> Tensor:
+        return torch.from_numpy(self._inputs.read(times).astype(np.float32))
 
     def _components_of(self, targets: Sequence[Rows], times: np.ndarray) -> Components:
         """The targets of these times as components (n, leads * groups, rank), kept in memory."""
