@@ -171,7 +171,7 @@ class ForecastProbe:
                 f"none of these latents is followed by {max(self.leads_)} steps in {self.archive_.source}, from which "
                 "valid times are labelled; predict from earlier latents."
             )
-        self.ridge_._features = latent_rows([latents], self.archive_)
+        self.ridge_.features_ = latent_rows([latents], self.archive_)
         forecast = to_dataset(self.ridge_.predict(steps), self.archive_, self.normalizer_, steps, self.leads_)
         forecast.attrs = {
             "model_id": model_id,

@@ -53,6 +53,8 @@ class Ridge:
 
     Attributes after `fit`
     ----------------------
+    features_
+        Rows that `predict` reads; those of other samples may be put in their place.
     strength_
         Chosen strength, shape (leads, groups).
     error_
@@ -61,6 +63,7 @@ class Ridge:
 
     strengths: Sequence[float] = STRENGTHS
     intercept: bool = True
+    features_: Rows = field(init=False, repr=False)
     strength_: np.ndarray = field(init=False)
     error_: np.ndarray = field(init=False)
 
@@ -89,7 +92,7 @@ class Ridge:
         groups
             Targets fall into so many equal, consecutive groups (variables) with a strength of their own.
         """
-        self._features = features
+        self.features_ = features
         self._mean = self._centre(features, train)
         self._primal = features.width <= len(train)
         gram = self._gram(train)
@@ -137,19 +140,19 @@ class Ridge:
         return _mean(rows, train) if self.intercept else np.zeros(rows.width)
 
     def _centred(self, indices: np.ndarray) -> np.ndarray:
-        return self._features.read(indices).astype(np.float64) - self._mean
+        return self.features_.read(indices).astype(np.float64) - self._mean
 
     def _gram(self, train: np.ndarray) -> np.ndarray:
         if self._primal:
-            gram = np.zeros((self._features.width, self._features.width))
+            gram = np.zeros((self.features_.width, self.features_.width))
             for block in row_blocks(train):
                 part = self._centred(block)
                 gram += part.T @ part
             return gram
-        self._train_features = np.empty((len(train), self._features.width), dtype=np.float32)
+        self._train_features = np.empty((len(train), self.features_.width), dtype=np.float32)
         for first in range(0, len(train), BLOCK_ROWS):
             rows = slice(first, first + BLOCK_ROWS)
-            self._train_features[rows] = self._features.read(train[rows]) - self._mean.astype(np.float32)
+            self._train_features[rows] = self.features_.read(train[rows]) - self._mean.astype(np.float32)
         return _inner(self._train_features, self._train_features)
 
     def _project(self, times: np.ndarray) -> np.ndarray:

@@ -260,7 +260,7 @@ class LatentRollout:
         values = latents[:, self._token_time(lead) - 1].flatten(1).numpy()
         places = sorted({(own - 1) % self.carrier.steps_per_token for own in self._leads})
         # The decoder was fitted on rows by number of a window; here rows are handed over as they are.
-        self.decoder._features = Rows(lambda numbers: values[numbers], values.shape[1])
+        self.decoder.features_ = Rows(lambda numbers: values[numbers], values.shape[1])
         return self.decoder.predict(np.arange(len(values)))[places.index((lead - 1) % self.carrier.steps_per_token)]
 
 

@@ -136,7 +136,7 @@ class LocalRidge:
         """For each lead, the field of the issue time and its predicted change."""
         around, channels = rows_of(self._around(times)), len(self.problem.archive.channels)
         now = fields(self.problem.reader).read(times)
-        self.ridge._features = around
+        self.ridge.features_ = around
         found = self.ridge.predict(np.arange(len(times) * self.places.count))
         changes = (self.places.join(each.reshape(len(times), self.places.count, -1), channels) for each in found)
         return [now + change.reshape(now.shape) for change in changes]

@@ -40,6 +40,8 @@ class Analogs:
 
     Attributes after `fit`
     ----------------------
+    features_
+        Rows that `predict` reads; those of other samples may be put in their place.
     neighbours_, components_
         Chosen numbers, shape (leads, groups).
     error_
@@ -50,6 +52,7 @@ class Analogs:
     components: Sequence[int] = COMPONENTS
     whiten: bool = False
     seed: int = 0
+    features_: Rows = field(init=False, repr=False)
     neighbours_: np.ndarray = field(init=False)
     components_: np.ndarray = field(init=False)
     error_: np.ndarray = field(init=False)
@@ -65,7 +68,7 @@ class Analogs:
         groups: int = 1,
     ) -> "Analogs":
         """Find the components on `train`, choose on `validation`. Arguments as in `Ridge.fit`."""
-        self._features, self._targets, self._train = features, list(targets), np.asarray(train)
+        self.features_, self._targets, self._train = features, list(targets), np.asarray(train)
         self._basis = principal_axes(features, train, max(self.components), seed=self.seed)
         self._states = self._project(train)
         most = self._states.shape[1]
@@ -101,7 +104,7 @@ class Analogs:
         return out
 
     def _project(self, times: np.ndarray) -> np.ndarray:
-        parts = [self._basis.components(self._features.read(block)) for block in row_blocks(times)]
+        parts = [self._basis.components(self.features_.read(block)) for block in row_blocks(times)]
         states = np.concatenate(parts)
         return states / self._basis.deviation if self.whiten else states
 

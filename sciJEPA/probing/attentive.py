@@ -71,6 +71,8 @@ class Attentive(ComponentProbe):
 
     Attributes after `fit`
     ----------------------
+    features_
+        Rows that `predict` reads; those of other samples may be put in their place.
     epoch_
         Chosen epoch, shape (leads, groups); 0 is climatology.
     error_
@@ -82,6 +84,7 @@ class Attentive(ComponentProbe):
     rank: int = 64
     options: TrainingOptions = field(default_factory=TrainingOptions)
     seed: int = 0
+    features_: Rows = field(init=False, repr=False)
     epoch_: np.ndarray = field(init=False)
     error_: np.ndarray = field(init=False)
 
@@ -101,7 +104,7 @@ class Attentive(ComponentProbe):
                 f"rows of {features.width} numbers do not fall into {self.tokens} tokens of equal width; pass "
                 "tokens=latents.sizes['token']."
             )
-        self._inputs, self._shape = features, (len(targets), groups)
+        self.features_, self._shape = features, (len(targets), groups)
         self._outputs = TargetComponents.fit(targets[0], train, self.rank, weights=weights, groups=groups)
         known = self._components_of(targets, np.concatenate([train, validation]))
         mean, deviation = self._moments(features, train)

@@ -33,6 +33,9 @@ from sciJEPA.probing.mlp import MLP
 class TargetProbe(Protocol):
     """Anything with the verbs of `Ridge`."""
 
+    features_: Rows
+    """What `predict` reads; rows of other samples may be put in their place."""
+
     def fit(
         self,
         features: Rows,
@@ -203,7 +206,7 @@ class RegressionProbe(IndexProbe):
 
     def predict(self, latents: Latents) -> xr.DataArray:
         """The target of each sample, with the target's name, units and further dimensions."""
-        self.probe_._features = _scaled(self._rows(latents, self._pool), self._scale)  # type: ignore[attr-defined]
+        self.probe_.features_ = _scaled(self._rows(latents, self._pool), self._scale)
         further = self.target_.isel({self.dim_: 0}, drop=True)
         values = self.probe_.predict(np.arange(latents.sizes[self.dim_]))[0] * self._deviation + self._mean
         shape = (-1, *further.shape)
@@ -280,5 +283,5 @@ class ClassificationProbe(IndexProbe):
 
     def _chances(self, latents: Latents) -> np.ndarray:
         rows = self._rows(latents, self.pool)
-        self.probe_._features = rows
+        self.probe_.features_ = rows
         return self.probe_.predict(np.arange(latents.sizes[self.dim_]))

@@ -28,6 +28,8 @@ class Logistic:
 
     Attributes after `fit`
     ----------------------
+    features_
+        Rows that `predict` reads; those of other samples may be put in their place.
     strength_
         Chosen strength.
     error_
@@ -37,6 +39,7 @@ class Logistic:
     strengths: Sequence[float] = STRENGTHS
     components: int = 256
     seed: int = 0
+    features_: Rows = field(init=False, repr=False)
     strength_: float = field(init=False)
     error_: float = field(init=False)
 
@@ -50,7 +53,7 @@ class Logistic:
                 f"{len(lacking)} of {count} classes never occur in the {len(train)} training samples, so nothing can "
                 "be learnt of them; use more samples or other groups."
             )
-        self._features = features
+        self.features_ = features
         self._basis = principal_axes(features, train, self.components, seed=self.seed)
         self._size = float((self._basis.deviation**2).sum()) ** 0.5
         inputs, held_out = self._read(train), self._read(validation)
@@ -70,7 +73,7 @@ class Logistic:
         return np.asarray(scipy.special.softmax(self._read(times) @ self._solution[:-1] + self._solution[-1], axis=1))
 
     def _read(self, times: np.ndarray) -> np.ndarray:
-        parts = [self._basis.components(self._features.read(block)) for block in row_blocks(times)]
+        parts = [self._basis.components(self.features_.read(block)) for block in row_blocks(times)]
         return np.concatenate(parts) / self._size
 
 

@@ -52,6 +52,8 @@ class MLP(ComponentProbe):
 
     Attributes after `fit`
     ----------------------
+    features_
+        Rows that `predict` reads; those of other samples may be put in their place.
     epoch_
         Chosen epoch, shape (leads, groups); 0 is climatology.
     error_
@@ -63,6 +65,7 @@ class MLP(ComponentProbe):
     rank: int = 128
     options: TrainingOptions = field(default_factory=lambda: TrainingOptions(learning_rate=3e-4))
     seed: int = 0
+    features_: Rows = field(init=False, repr=False)
     epoch_: np.ndarray = field(init=False)
     error_: np.ndarray = field(init=False)
 
@@ -77,17 +80,16 @@ class MLP(ComponentProbe):
         groups: int = 1,
     ) -> "MLP":
         """Train on `train`, choose the epoch of each lead and group on `validation`. Arguments as in `Ridge.fit`."""
-        self._features, self._shape = features, (len(targets), groups)
+        self.features_, self._shape = features, (len(targets), groups)
         self._axes = principal_axes(features, train, self.components, seed=self.seed)
-        self._inputs = Rows(self._components, len(self._axes.deviation))
         self._outputs = TargetComponents.fit(targets[0], train, self.rank, weights=weights, groups=groups)
         known = self._components_of(targets, np.concatenate([train, validation]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = HiddenLayer(self._inputs.width, self.hidden, len(targets) * groups, self._outputs.rank)
+            network = HiddenLayer(len(self._axes.deviation), self.hidden, len(targets) * groups, self._outputs.rank)
         self._train(network, targets, known, train, validation)
         return self
 
-    def _components(self, times: np.ndarray) -> np.ndarray:
+    def _inputs(self, times: np.ndarray) -> np.ndarray:
         size = np.sqrt((self._axes.deviation**2).mean())
-        return (self._axes.components(self._features.read(times)) / size).astype(np.float32)
+        return (self._axes.components(self.features_.read(times)) / size).astype(np.float32)

@@ -114,11 +114,11 @@ class ComponentProbe:
 
     options: TrainingOptions
     seed: int
+    features_: Rows
     epoch_: np.ndarray
     error_: np.ndarray
     _outputs: TargetComponents
     _shape: tuple[int, int]
-    _inputs: Rows
     _trained: Trained
 
     def predict(self, times: np.ndarray) -> list[np.ndarray]:
@@ -129,13 +129,18 @@ class ComponentProbe:
     def _train(
         self, network: nn.Module, targets: Sequence[Rows], known: Components, train: np.ndarray, validation: np.ndarray
     ) -> None:
-        """Train the network from `_inputs` to the `known` components of the targets."""
-        self._trained = fit_cells(network, self._inputs, known, train, validation, self.options, seed=self.seed)
+        """Train the network from `_inputs(times)` to the `known` components of the targets."""
+        inputs = Rows(self._inputs, self._inputs(train[:1]).shape[1])
+        self._trained = fit_cells(network, inputs, known, train, validation, self.options, seed=self.seed)
         self.epoch_ = self._trained.epoch.reshape(self._shape)
         self.error_ = self._error(targets, validation, self._trained.error)
 
     def _read(self, times: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._inputs.read(times).astype(np.float32))
+        return torch.from_numpy(self._inputs(times))
+
+    def _inputs(self, times: np.ndarray) -> np.ndarray:
+        """What the network is given of these issue times, float32."""
+        return self.features_.read(times).astype(np.float32)
 
     def _components_of(self, targets: Sequence[Rows], times: np.ndarray) -> Components:
         """The targets of these times as components (n, leads * groups, rank), kept in memory."""
