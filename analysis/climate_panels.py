@@ -29,18 +29,20 @@ TITLES = {
     "raw_ridge": "ridge on the raw window",
     "random_init": "untrained encoder + ridge",
     "mae": "masked autoencoder + ridge",
+    "mae_predicted": "masked autoencoder, latents and what its predictor foresees + ridge",
     "supervised": "supervised, end to end",
     "jepa_online": "JEPA, online encoder + ridge",
     "jepa_target": "JEPA, target encoder + ridge",
+    "jepa_predicted": "JEPA, latents and what its predictor foresees + ridge",
     "latent_rollout": "JEPA, latent rollout",
 }
 LEADS = ["1D", "2D", "3D", "5D", "7D", "10D"]
 SHOWN = ["rmse", "rmse_over_climatology", "acc", "difference_to_best_control", "p_value_adjusted", "rank"]
 """Metrics of the whole that are kept."""
-OF_PARTS = ["persistence", "eof_ridge", "raw_ridge", "random_init", "jepa_target"]
+OF_PARTS = ["persistence", "eof_ridge", "raw_ridge", "random_init", "jepa_target", "jepa_predicted"]
 PARTS_AT = ["1D", "3D", "5D"]
 """Methods and leads whose parts are kept: the file is to be read by people too."""
-OF_LABELS = ["damped_persistence", "eof_ridge", "pca", "raw_ridge", "random_init", "mae"]
+OF_LABELS = ["damped_persistence", "eof_ridge", "pca", "raw_ridge", "random_init", "mae", "mae_predicted"]
 
 
 def trained(archive: str, config: str, out: Path, seed: int, settings: dict[str, Any]) -> Path:
@@ -83,8 +85,8 @@ def table(scores: pd.DataFrame, metric: str = "rmse_over_climatology") -> str:
     return markdown(["RMSE / climatology", *leads], lines)
 
 
-def difference_table(scores: pd.DataFrame) -> str:
-    """RMSE of the target encoder's probe minus that of the best control, in percent of the latter, for each seed."""
+def difference_table(scores: pd.DataFrame, method: str) -> str:
+    """RMSE of a method minus that of the best control, in percent of the latter, for each seed."""
     rows = scores.set_index(["variable", "lead", "seed", "method", "metric"]).sort_index()
     variables, seeds = list(dict.fromkeys(scores["variable"])), sorted(scores["seed"].unique())
     lines = []
@@ -93,8 +95,8 @@ def difference_table(scores: pd.DataFrame) -> str:
             cells = [str(variable), str(lead)]
             for seed in seeds:
                 cell = rows.loc[(variable, lead, seed)]
-                own = cell.loc[("jepa_target", "difference_to_best_control")]
-                best = float(cell.loc[("jepa_target", "rmse"), "value"] - own["value"])
+                own = cell.loc[(method, "difference_to_best_control")]
+                best = float(cell.loc[(method, "rmse"), "value"] - own["value"])
                 value, low, high = (100 * float(own[name]) / best for name in ("value", "low", "high"))
                 cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
             lines.append(cells)
@@ -131,7 +133,10 @@ def label_table(labels: pd.DataFrame) -> str:
 def report(scores: pd.DataFrame, parts: pd.DataFrame, labels: pd.DataFrame | None) -> str:
     """All tables with their headings."""
     said = [("RMSE / climatology, mean over the variables", table(scores))]
-    said.append(("JEPA target + ridge against the best control (below zero: better)", difference_table(scores)))
+    for method in [name for name in ("jepa_target", "jepa_predicted") if name in set(scores["method"])]:
+        said.append(
+            (f"{TITLES[method]}, against the best control (below zero: better)", difference_table(scores, method))
+        )
     for metric, heading in (
         ("rmse_over_climatology", "RMSE / climatology by region and season"),
         ("power_ratio", "Power of the anomalies forecast over that of the truth, by scale"),

@@ -8,6 +8,7 @@ Names are imported on first use, so that `import sciJEPA` stays fast and loads n
 
 import importlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sciJEPA import accessor as accessor  # registers ds.jepa
@@ -85,11 +86,21 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'sciJEPA' has no attribute '{name}'")
     value = getattr(importlib.import_module(f"sciJEPA.{_HOME[name]}"), name)
-    globals()[name] = value  # also where a module has the name of its function, as `pretrain` has
-    if "sciJEPA.forecast" in sys.modules:  # the module came along with another name, and must not hide its function
-        globals()["forecast"] = sys.modules["sciJEPA.forecast"].forecast
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """A module that has the name of its function, as `pretrain` has, does not hide it, whoever imports it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -32,7 +32,7 @@ from sciJEPA.normalize import Normalizer
 from sciJEPA.tokenizers.base import Tokenizer
 
 ARRAYS = ("coefficients", "spread", "missing_share", "unit", "tendency")
-PLAIN = ("annual", "daily", "trained_on", "modes")
+PLAIN = ("annual", "daily", "trained_on", "modes", "seasonal")
 """Fields of a Normalizer that are saved as arrays, and those that go into the description."""
 
 

@@ -20,7 +20,7 @@ import torch
 
 from sciJEPA.archive import Archive
 from sciJEPA.masking import Masker, MaskPlan
-from sciJEPA.normalize import Normalizer, calendar_features
+from sciJEPA.normalize import Normalizer
 from sciJEPA.samples import epoch_order, require_batch
 from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, places_of
 from sciJEPA.tokenizers.base import Batch
@@ -143,7 +143,7 @@ class WindowReader:
         self._spare: list[_Block] = []
         self._lock = threading.Lock()
         self.memory = _Memory()
-        self._calendar = calendar_features(archive.time)
+        self._calendar = normalizer.calendar(archive.time)
         self._basis = normalizer.cycle_basis(archive.time)
 
     def read(self, starts: Sequence[int] | np.ndarray, length: int) -> Batch:

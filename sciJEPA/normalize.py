@@ -142,6 +142,9 @@ class Normalizer:
         Shape (V,), physical units: r; 1 for modes without it. All are 1 if not given.
     tendency
         Shape (V,), units of f: root mean square of the changes from one step to the next; for reading, not for use.
+    seasonal
+        Whether training spans two years, so that the time of the year can be told from a trend; where it does not,
+        tokens do not know it.
     """
 
     coefficients: np.ndarray
@@ -153,6 +156,11 @@ class Normalizer:
     modes: tuple[str, ...] = ()
     unit: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     tendency: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    seasonal: bool = True
+
+    def calendar(self, time: pd.Index) -> np.ndarray:
+        """`calendar_features`, with zeros for the year where training cannot tell it from a trend; shape (T, 4)."""
+        return calendar_features(time) * np.array([self.seasonal, self.seasonal, True, True], dtype=np.float32)
 
     def centre(self, time: pd.Index) -> np.ndarray:
         """c(t): shape (T, V, *space), float32, units of f."""
@@ -294,8 +302,8 @@ def harmonic_basis(time: pd.Index, annual: int, daily: int) -> np.ndarray:
 def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | None = None) -> Normalizer:
     """Statistics of the ranges of steps in `split` (training), in one pass over them.
 
-    The seasonal cycle is fitted where the steps span two years or more, the daily cycle where the cadence is below 12
-    hours.
+    The seasonal cycle is fitted, and the time of the year told to tokens, where the steps span two years or more; the
+    daily cycle where the cadence is below 12 hours.
 
     Parameters
     ----------
@@ -311,7 +319,8 @@ def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | N
     chosen = channel_modes(archive, modes or {})
     cyclic = archive.calendar != "none" and "anomaly" in chosen
     span = max(archive.hours[stop - 1] - archive.hours[start] for start, stop in split) + archive.cadence
-    annual = ANNUAL_HARMONICS if cyclic and span >= TWO_YEARS else 0
+    seasonal = bool(span >= TWO_YEARS)
+    annual = ANNUAL_HARMONICS if cyclic and seasonal else 0
     daily = DAILY_HARMONICS if cyclic and archive.cadence < 12 else 0
     reader = ChunkReader(archive)
     order = reader.space_order
@@ -338,7 +347,7 @@ def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | N
                 f"{archive.channels[min(moments.infinite)].name} of {archive.source} has infinite values in the "
                 "training split; mask them, for example with ds.where(np.isfinite(ds))."
             )
-    return _solved(archive, split, moments, order, chosen, unit, (annual, daily))
+    return replace(_solved(archive, split, moments, order, chosen, unit, (annual, daily)), seasonal=seasonal)
 
 
 def channel_modes(archive: Archive, modes: Mapping[str, str]) -> tuple[str, ...]:

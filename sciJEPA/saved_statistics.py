@@ -48,7 +48,7 @@ def read_statistics(archive: Archive, split: Ranges, modes: Mapping[str, str]) -
     steps = tuple((int(start), int(stop)) for start, stop in saved.pop("steps", ()))
     known = {part["name"]: (number, part["units"]) for number, part in enumerate(described.get("channels", ()))}
     found = [known.get(channel.name, (-1, "")) for channel in archive.channels]
-    if steps != split or "sha256" not in saved:
+    if steps != split or not {"sha256", "seasonal"} <= set(saved):
         return None
     if any(n < 0 or units != c.units for (n, units), c in zip(found, archive.channels, strict=True)):
         return None

@@ -5,6 +5,7 @@ number of the child process, then, once that is gone, its exit status. Children 
 no work has been done before a fork.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import sciJEPA.pretrain as home
 from sciJEPA.config import load_config
+
+home = importlib.import_module("sciJEPA.pretrain")
 
 
 def die(*_: Any) -> None:

@@ -156,6 +156,13 @@ def test_import_is_light(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["forecast", "prepare", "pretrain", "report"])
+def test_a_module_does_not_hide_the_function_of_its_name(name: str) -> None:
+    code = f"import sciJEPA, sciJEPA.{name}; from sciJEPA.{name} import {name}; print(sciJEPA.{name} is {name})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 def test_presets_in_the_help_exist() -> None:
     from sciJEPA.config import list_configs
 

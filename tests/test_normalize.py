@@ -8,6 +8,7 @@ import xarray as xr
 from sciJEPA import moments, normalize
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
+from sciJEPA.loader import WindowReader
 from sciJEPA.moments import GAP_RIDGE
 from sciJEPA.normalize import (
     MODES,
@@ -150,6 +151,17 @@ def test_a_seasonal_cycle_is_recovered(calendar, steps):
 
 def test_one_year_has_no_seasonal_cycle():
     assert fit_normalizer(on(days(400), noise(400)), ((0, 400),)).annual == 0
+
+
+@pytest.mark.parametrize("modes", [{"default": "anomaly"}, {"default": "zscore"}])
+@pytest.mark.parametrize("steps, seasonal", [(700, False), (740, True)])
+def test_tokens_know_the_time_of_the_year_from_two_years_of_training_on(modes, steps, seasonal):
+    archive = on(days(900), noise(900))
+    normalizer = fit_normalizer(archive, ((0, steps),), modes)
+    features = WindowReader(archive, normalizer).read([5], 4).calendar.numpy()[0]
+    assert normalizer.seasonal is seasonal
+    np.testing.assert_array_equal(features[:, 2:], calendar_features(archive.time[5:9])[:, 2:])
+    np.testing.assert_array_equal(features[:, :2], calendar_features(archive.time[5:9])[:, :2] * seasonal)
 
 
 def test_a_daily_cycle_is_recovered_from_sub_daily_steps():

@@ -10,9 +10,18 @@ from tiny import tiny_config
 
 from sciJEPA.archive import open_archive
 from sciJEPA.errors import UserError
+from sciJEPA.forecasting.issuing import forecast
 from sciJEPA.hub import Model, load
 from sciJEPA.judging.baselines import SeasonalNaive, cycle_steps, fields, patch_components, windows
-from sciJEPA.judging.controls import CONTROLS, JUDGED, QUICK, Methods, chosen_controls, run_configuration
+from sciJEPA.judging.controls import (
+    CONTROLS,
+    JUDGED,
+    QUICK,
+    Methods,
+    chosen_controls,
+    judged_methods,
+    run_configuration,
+)
 from sciJEPA.judging.panel_cache import fingerprint, open_cache
 from sciJEPA.loader import WindowReader
 from sciJEPA.normalize import fit_normalizer
@@ -66,11 +75,11 @@ def test_the_ceiling_is_never_the_best_control(everything: pd.DataFrame) -> None
 
 def test_p_values_are_adjusted_for_the_cells_of_the_table(everything: pd.DataFrame) -> None:
     plain, adjusted = (everything[everything["metric"] == name] for name in ("p_value", "p_value_adjusted"))
-    # two leads; two probes on each encoder, and the rollout
-    assert len(plain) == len(adjusted) == 2 * 5
+    # two leads; two probes on each encoder, what is foreseen, and the rollout
+    assert len(plain) == len(adjusted) == 2 * 6
     assert set(plain["method"]) == set(JUDGED)
     assert (adjusted["value"].to_numpy() >= plain["value"].to_numpy()).all()
-    assert adjusted["value"].min() >= 10 * plain["value"].min() - 1e-12
+    assert adjusted["value"].min() >= 12 * plain["value"].min() - 1e-12
 
 
 def test_the_rank_of_the_rollout_is_in_the_table(everything: pd.DataFrame) -> None:
@@ -80,6 +89,16 @@ def test_the_rank_of_the_rollout_is_in_the_table(everything: pd.DataFrame) -> No
     printed = format_table(everything)
     assert "effective rank of latents" in printed
     assert "supervised, end to end" in printed
+
+
+def test_a_predictor_that_never_saw_the_future_foresees_nothing(waves: Path, tmp_path: Path) -> None:
+    config = tiny_config(waves, masking={"forecast": 0, "blocks": 1}, training__steps=2)
+    model = pretrain(config, tmp_path / "run", progress=False)
+    problem = opened_problem(model, waves, None, LEADS)
+    assert judged_methods(problem, model) == ("jepa_online", "jepa_target")
+    assert "mae_predicted" not in chosen_controls("all", problem)
+    with pytest.raises(UserError, match="a predictor that was trained on times to come"):
+        forecast(model, waves, method="jepa_predicted", lead=LEADS)
 
 
 def test_the_same_again_takes_no_fit(

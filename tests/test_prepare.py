@@ -340,7 +340,9 @@ KILLED = textwrap.dedent(
     """
     import os, signal, sys
     import sciJEPA.storage.chunked_copy as home
-    import sciJEPA.prepare as verb
+    from importlib import import_module
+
+    verb = import_module("sciJEPA.prepare")
 
     moment, source, out = sys.argv[1:]
     die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
@@ -451,7 +453,10 @@ MEASURED = textwrap.dedent(
     """
     import resource, sys
     import numpy as np, xarray as xr
-    import sciJEPA.normalize, sciJEPA.prepare as verb
+    import sciJEPA.normalize
+    from importlib import import_module
+
+    verb = import_module("sciJEPA.prepare")
 
     source, out = sys.argv[1:]
     sciJEPA.normalize.BLOCK_VALUES = 2**21  # 8 MB

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import changed, joint_config, tiny_config
 
-import sciJEPA.pretrain as home
 from sciJEPA.archive import open_archive
 from sciJEPA.config import RunConfig, TrainingConfig, config_to_yaml, load_config
 from sciJEPA.errors import UserError
@@ -34,6 +34,8 @@ from sciJEPA.panel import probe
 from sciJEPA.pretrain import pretrain
 from sciJEPA.synthetic import travelling_waves
 from sciJEPA.training.monitor import SPREAD_FLOOR, CollapseWarning
+
+home = importlib.import_module("sciJEPA.pretrain")
 
 
 class Runs:

@@ -3,7 +3,7 @@ import pytest
 
 import sciJEPA.probes as home
 from sciJEPA.errors import UserError
-from sciJEPA.probes import Ridge, Rows, rows_of
+from sciJEPA.probes import Ridge, Rows, rows_of, side_by_side
 
 TRAIN, VALIDATION, TEST = np.arange(60), np.arange(60, 80), np.arange(80, 100)
 
@@ -157,3 +157,22 @@ def test_rows_of_flattens_all_but_time() -> None:
     rows = rows_of(array)
     assert rows.width == 6
     np.testing.assert_array_equal(rows.read(np.array([3, 0])), array[[3, 0]].reshape(2, 6))
+
+
+def test_kinds_of_features_side_by_side_weigh_the_same_in_any_units() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(100, 3)), 5 + rng.normal(size=(100, 8))
+    truth = rows_of(one[:, :1] + other[:, :1])
+    train, validation = np.arange(60), np.arange(60, 80)
+    found = []
+    for unit in (1, 1000):
+        rows = side_by_side([rows_of(one), rows_of(unit * other), rows_of(np.ones((100, 2)))], train)
+        values = rows.read(train).astype(np.float64)
+        assert rows.width == values.shape[1] == 13
+        for part in (values[:, :3], values[:, 3:11]):
+            assert part.var(axis=0).sum() == pytest.approx(1, rel=1e-5)
+        assert not values[:, 11:].any()  # what never varies tells nothing
+        probe = Ridge().fit(rows, [truth], train, validation, weights=np.ones(1))
+        found.append(probe.predict(np.arange(80, 100))[0])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    np.testing.assert_allclose(found[0], truth.read(np.arange(80, 100)), atol=0.05)

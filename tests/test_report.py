@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 import shutil
@@ -87,7 +88,7 @@ def test_the_best_method_of_each_lead_is_bold(html: str) -> None:
 def test_an_archive_that_has_gone_is_said_and_can_be_named(
     run_folder: Path, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sciJEPA.report as home
+    home = importlib.import_module("sciJEPA.report")
 
     def refuse(*_: object) -> None:
         raise UserError("there is nothing at gone.zarr.")

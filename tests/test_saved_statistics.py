@@ -29,7 +29,7 @@ def test_they_are_what_would_be_computed(prepared: Path) -> None:
     assert saved is not None
     for name in ("coefficients", "spread", "missing_share", "unit", "tendency"):
         np.testing.assert_array_equal(getattr(saved, name), getattr(computed, name))
-    plain = ("annual", "daily", "trained_on", "modes")
+    plain = ("annual", "daily", "trained_on", "modes", "seasonal")
     assert [getattr(saved, name) for name in plain] == [getattr(computed, name) for name in plain]
 
 

@@ -1,6 +1,7 @@
 """What test_distributed runs in each of two processes: it must be importable where processes are spawned."""
 
 import dataclasses
+import importlib
 import os
 import signal
 from pathlib import Path
@@ -136,7 +137,7 @@ def fail() -> None:
 
 def die_after(config: RunConfig, out: str, step: int) -> None:
     """Pretrain, and be killed after this step."""
-    import sciJEPA.pretrain as home
+    home = importlib.import_module("sciJEPA.pretrain")
 
     whole = home.Checkpoint.on_train_batch_end
 

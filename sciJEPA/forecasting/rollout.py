@@ -22,17 +22,26 @@ from sciJEPA.hub import Domain, Model
 from sciJEPA.judging.baselines import fields
 from sciJEPA.judging.leakage import only_at
 from sciJEPA.judging.problem import Problem
-from sciJEPA.normalize import calendar_features
 from sciJEPA.probes import Ridge, Rows
 from sciJEPA.probing.training import kept_in_memory
 from sciJEPA.samples import split_steps
 from sciJEPA.target import standardise
-from sciJEPA.tokenizers.base import Batch
+from sciJEPA.tokenizers.base import Batch, Tokens
 from sciJEPA.training.monitor import effective_rank
 
 BATCH = 64
 SOME = 512
 """Windows from which statistics and ranks come, and validation times that choose a stride; evenly spaced."""
+
+
+def foresees(domain: Domain) -> bool:
+    """Whether predictors of this domain were trained to predict all places of times to come."""
+    data, masking = domain.config.data, domain.config.masking
+    # Where channels have tokens of their own, those of forcings are never predicted.
+    apart = domain.tokenizer.channels_per_token < len(domain.tokenizer.channels)
+    return (
+        data.window > data.context and masking.forecast > 0 and not masking.horizons and not (data.forcings and apart)
+    )
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,15 @@ class Carrier:
     deviation: Tensor
 
     @classmethod
+    def bare(cls, problem: Problem, model: Model) -> "Carrier":
+        """Without statistics."""
+        width = model.jepa.encoder.width
+        return cls(problem, model, torch.zeros(width), torch.ones(width))
+
+    @classmethod
     def fit(cls, problem: Problem, model: Model, train: np.ndarray) -> "Carrier":
         """Statistics of target latents over the windows issued at these training steps."""
-        width = model.jepa.encoder.width
-        bare = cls(problem, model, torch.zeros(width), torch.ones(width))
+        width, bare = model.jepa.encoder.width, cls.bare(problem, model)
         if model.jepa.objective.standardise != "batch":
             return bare
         count, total, squares = 0, torch.zeros(width).double(), torch.zeros(width).double()
@@ -106,19 +120,29 @@ class Carrier:
         """Predicted latents (n, reach, places, L), standardised; `stride` token times at each application."""
         return torch.cat([self._carried(part, reach, stride) for part in _batches(steps)])
 
+    def foreseen(self, steps: np.ndarray) -> np.ndarray:
+        """What the predictor's answers for the token times ahead are read from: rows (n, ahead * places * width)."""
+        return np.concatenate([self._foreseen(part) for part in _batches(steps)])
+
+    def _foreseen(self, steps: np.ndarray) -> np.ndarray:
+        jepa, batch = self.model.jepa, self._issue_windows(steps)
+        with torch.inference_mode():
+            visible = self.domain.tokenizer(batch)
+            known, asked = self._known_and_asked(batch, steps, 0, self.ahead)
+            may_see, memory = asked.attendable(known, visible.seen), jepa.norm(jepa.encoder(visible))
+            states = jepa.predictor.states(memory, known.features, asked.features, may_see, visible.domain)
+        return states.float().flatten(1).cpu().numpy()
+
     def _carried(self, steps: np.ndarray, reach: int, stride: int) -> Tensor:
-        jepa, grid, data = self.model.jepa, self.domain.tokenizer.grid, self.domain.config.data
-        past = grid.context_times * self.places
-        batch = self._named(self.problem.input_reader.read(steps - data.context + 1, data.context))
+        jepa, batch = self.model.jepa, self._issue_windows(steps)
+        past = self.domain.tokenizer.grid.context_times * self.places
         with torch.inference_mode():
             visible = self.domain.tokenizer(batch)
             memory, seen = jepa.encoder(visible), visible.seen
             found: list[Tensor] = []
             for shift in range(0, reach, stride):
-                count = min(stride, reach - shift) * self.places
-                later = self.domain.tokenizer(self._later(batch, steps, shift))
-                known, asked = later.span(0, past), later.span(past, past + count)
-                may_see = asked.attendable(known, seen)
+                known, asked = self._known_and_asked(batch, steps, shift, min(stride, reach - shift))
+                may_see, count = asked.attendable(known, seen), asked.features.shape[1]
                 predicted = jepa.predictor(
                     jepa.norm(memory), known.features, asked.features, may_see, visible.domain
                 ).float()
@@ -129,16 +153,26 @@ class Carrier:
                     seen = torch.cat([seen, torch.ones_like(seen[:, :1]).expand(-1, count)], dim=1)[:, -past:]
         return torch.cat(found, dim=1).unflatten(1, (reach, self.places)).cpu()
 
+    def _issue_windows(self, steps: np.ndarray) -> Batch:
+        context = self.domain.config.data.context
+        return self._named(self.problem.input_reader.read(steps - context + 1, context))
+
+    def _known_and_asked(self, batch: Batch, steps: np.ndarray, shift: int, count: int) -> tuple[Tokens, Tokens]:
+        """Tokens of an issue window `shift` token times later, and of the `count` token times after it: places only."""
+        past = self.domain.tokenizer.grid.context_times * self.places
+        later = self.domain.tokenizer(self._later(batch, steps, shift))
+        return later.span(0, past), later.span(past, past + count * self.places)
+
     def _later(self, batch: Batch, steps: np.ndarray, shift: int) -> Batch:
         """Whole windows that begin `shift` token times later: their calendar, and of values the issue window's alone.
 
         Tokenizers make position features of the calendar and of what the issue window holds; of the future, which is
         zero here, they may know nothing.
         """
-        data, archive = self.domain.config.data, self.problem.archive
+        data, archive, known = self.domain.config.data, self.problem.archive, self.domain.normalizer.calendar
         first = 1 - data.context + shift * self.steps_per_token
         seasons = [
-            calendar_features(valid_times(archive, steps, ahead) if ahead > 0 else archive.time[steps + ahead])
+            known(valid_times(archive, steps, ahead) if ahead > 0 else archive.time[steps + ahead])
             for ahead in range(first, first + data.window)
         ]
         space = [0, 0] * (batch.values.ndim - 3)
@@ -176,11 +210,8 @@ class LatentRollout:
     @staticmethod
     def possible(model: Model, domain: Domain) -> bool:
         """Whether the model's predictor predicts latents of times to come."""
-        data, masking, objective = domain.config.data, domain.config.masking, model.jepa.objective
-        own = objective.target in ("ema", "vicreg", "sigreg") and objective.layers == (-1,)
-        # Where channels have tokens of their own, those of forcings are never predicted, and the rollout needs all.
-        own = own and not (data.forcings and domain.tokenizer.channels_per_token < len(domain.tokenizer.channels))
-        return own and data.window > data.context and masking.forecast > 0 and not masking.horizons
+        objective = model.jepa.objective
+        return foresees(domain) and objective.target in ("ema", "vicreg", "sigreg") and objective.layers == (-1,)
 
     @classmethod
     def fit(cls, problem: Problem, model: Model) -> "LatentRollout":

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from sciJEPA.config import RunConfig, config_to_yaml, load_config
 from sciJEPA.errors import UserError
 from sciJEPA.forecasting.labelling import latent_rows, latest_tokens
-from sciJEPA.forecasting.rollout import LatentRollout
+from sciJEPA.forecasting.rollout import Carrier, LatentRollout, foresees
 from sciJEPA.hub import Model, random_model
 from sciJEPA.judging.baselines import (
     Climatology,
@@ -31,8 +32,9 @@ from sciJEPA.judging.baselines import (
 )
 from sciJEPA.judging.leakage import refuse_hindsight
 from sciJEPA.judging.panel_cache import Cache
-from sciJEPA.judging.problem import Problem
+from sciJEPA.judging.problem import Problem, remembered
 from sciJEPA.judging.supervised import Supervised
+from sciJEPA.probes import Rows, side_by_side
 from sciJEPA.probing.index import KINDS
 
 ALWAYS = ("persistence", "climatology")
@@ -47,10 +49,10 @@ QUICK = (
     "random_init",
 )
 """Controls that train no network."""
-CONTROLS = (*QUICK, "mae")
+CONTROLS = (*QUICK, "mae", "mae_predicted")
 CEILINGS = ("supervised",)
 """Shown, but never the best control."""
-JUDGED = ("jepa_online", "jepa_target", "latent_rollout")
+JUDGED = ("jepa_online", "jepa_target", "jepa_predicted", "latent_rollout")
 LATENT = ("random_init", "mae", "jepa_online", "jepa_target")
 """Methods that every kind of probe is fitted on; the others have one of their own, or none."""
 PROBES = tuple(KINDS)
@@ -59,7 +61,8 @@ PROBES = tuple(KINDS)
 def chosen_controls(controls: Sequence[str] | str, problem: Problem) -> tuple[str, ...]:
     """Names of the controls and ceilings that were asked for, persistence and climatology always among them.
 
-    A seasonal naive forecast comes with "all" and "quick" for series at stations whose calendar has a cycle.
+    A seasonal naive forecast comes with "all" and "quick" for series at stations whose calendar has a cycle, what a
+    masked autoencoder's predictor foresees with "all" where it was trained to.
     """
     named = [controls] if isinstance(controls, str) else list(controls)
     sets = {"all": (*CONTROLS, *CEILINGS), "quick": QUICK}
@@ -68,15 +71,18 @@ def chosen_controls(controls: Sequence[str] | str, problem: Problem) -> tuple[st
         known = ", ".join((*CONTROLS, *CEILINGS, *sets))
         raise UserError(f"there is no control '{unknown[0]}'; choose from {known}.")
     cyclic = problem.archive.space.kind == "stations" and cycle_steps(problem.archive) is not None
+    without = (set() if cyclic else {"seasonal_naive"}) | (set() if foresees(problem.inputs[0]) else {"mae_predicted"})
     wanted = set(ALWAYS)
     for name in named:
-        wanted |= set(sets.get(name, (name,))) - (set() if cyclic or name not in sets else {"seasonal_naive"})
+        wanted |= set(sets[name]) - without if name in sets else {name}
     return tuple(name for name in (*CONTROLS, *CEILINGS) if name in wanted)
 
 
 def judged_methods(problem: Problem, model: Model) -> tuple[str, ...]:
-    """The methods that are judged: latents of both encoders, and the rollout where the predictor predicts latents."""
-    return JUDGED if LatentRollout.possible(model, problem.inputs[0]) else JUDGED[:2]
+    """The methods that are judged: latents of both encoders, and those of a predictor that foresees."""
+    domain = problem.inputs[0]
+    possible = {"jepa_predicted": foresees(domain), "latent_rollout": LatentRollout.possible(model, domain)}
+    return tuple(name for name in JUDGED if possible.get(name, True))
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,13 @@ class Methods:
 
     def entries(self, names: Sequence[str], probes: Sequence[str]) -> list[tuple[str, str]]:
         """Names with kinds of probes, in the order of the table."""
-        own = {"eof_ridge": "ridge", "raw_ridge": "ridge", "pca": "ridge", "latent_rollout": "ridge"}
-        return [(name, kind) for name in names for kind in (probes if name in LATENT else [own.get(name, "none")])]
+        with_ridge = ("eof_ridge", "raw_ridge", "pca", "mae_predicted", "jepa_predicted", "latent_rollout")
+        own = {name: ["ridge"] for name in with_ridge}
+        return [(name, kind) for name in names for kind in (probes if name in LATENT else own.get(name, ["none"]))]
 
     def key(self, name: str, probe: str) -> str:
         """Digest of what the errors of a method depend on, beside the archive."""
-        learned = {"mae": self._mae_config, "supervised": self._supervised_key}
+        learned = {"mae": self._mae_config, "mae_predicted": self._mae_config, "supervised": self._supervised_key}
         origin = learned[name]() if name in learned else self.model.id
         return self.problem.digest(probe=probe, origin=origin, domain=self.problem.domain.name)
 
@@ -126,26 +133,45 @@ class Methods:
             "supervised": self._supervised,
             "jepa_online": lambda: self.latent_probe(self.model, "online", probe),
             "jepa_target": lambda: self.latent_probe(self.model, "target", probe),
+            "mae_predicted": lambda: self.predicted_probe(self.masked_autoencoder(), "target"),
+            "jepa_predicted": lambda: self.predicted_probe(self.model, self.model.jepa.objective.encoder),
             "latent_rollout": lambda: LatentRollout.fit(problem, self.model),
         }
         return makers[name]()
 
     def latent_probe(self, model: Model, encoder: str, kind: str) -> Forecaster:
         """A probe on latents of the issue time."""
+        latents = self._latents(model, encoder)
+        tokens = latest_tokens(latents).sizes["token"]
+        return self.problem.fit(KINDS[kind](tokens, self.problem.seed), latent_rows([latents], self.problem.archive))
+
+    def predicted_probe(self, model: Model, encoder: str) -> Forecaster:
+        """A ridge on latents of the issue time beside what the predictor foresees from there."""
+        problem = self.problem
+        if not foresees(problem.inputs[0]):
+            raise UserError(
+                "jepa_predicted and mae_predicted need a predictor that was trained on times to come: data.window "
+                "above data.context, and masking.forecast above 0 without horizons."
+            )
+        carrier = Carrier.bare(problem, model)
+        width = carrier.ahead * carrier.places * model.config.predictor.width
+        everywhere = np.concatenate([problem.train, problem.validation, problem.test])
+        ahead = remembered(Rows(carrier.foreseen, width), everywhere)
+        parts = [latent_rows([self._latents(model, encoder)], problem.archive), ahead]
+        return problem.fit(KINDS["ridge"](1, problem.seed), side_by_side(parts, problem.train))
+
+    def _latents(self, model: Model, encoder: str) -> xr.Dataset:
+        """Latents of the issue windows."""
         archive = self.problem.inputs[1]
         # Of another model than the one at hand, the domain has its own weights but the same places and channels.
         domain = model.domains[self.problem.domain.name].meet(archive)
         latents = self.cache.latents(model, domain, archive, encoder, progress=self.progress)
-        return self._fit(kind, latents)
+        refuse_hindsight(latents)
+        return latents
 
     def masked_autoencoder(self) -> Model:
         """The same architecture, data, steps and masks, but trained to predict patches; trained once for a run."""
         return train_masked_autoencoder(self.run_config, self.trained, progress=self.progress)
-
-    def _fit(self, kind: str, latents: xr.Dataset) -> Forecaster:
-        refuse_hindsight(latents)
-        tokens = latest_tokens(latents).sizes["token"]
-        return self.problem.fit(KINDS[kind](tokens, self.problem.seed), latent_rows([latents], self.problem.archive))
 
     def _raw_ridge(self) -> Forecaster:
         problem = self.problem

@@ -49,13 +49,15 @@ METHOD_LOOKS: dict[str, tuple[str, str, str]] = {
     "raw_ridge": ("#56B4E9", "v", "--"),
     "random_init": ("#444444", "P", "--"),
     "mae": ("#CC79A7", "X", "--"),
+    "mae_predicted": ("#CC79A7", ">", ":"),
     "supervised": ("#F0E442", "h", "--"),
     "jepa_online": ("#009E73", "o", "-"),
     "jepa_target": ("#0072B2", "o", "-"),
-    "latent_rollout": ("#D55E00", "*", "-"),
+    "jepa_predicted": ("#D55E00", "o", "-"),
+    "latent_rollout": ("#D55E00", "*", ":"),
 }
 OTHER_LOOKS = ("#000000", "d", "-.")
-OUR_METHODS = ("jepa_online", "jepa_target", "latent_rollout")
+OUR_METHODS = ("jepa_online", "jepa_target", "jepa_predicted", "latent_rollout")
 HIGHEST_DRAWN = 1.6  # RMSE / climatology; persistence at long leads would squeeze all others together
 LEAD_UNITS = {"hours": 1 / 24, "days": 1.0, "months": 365.25 / 12, "years": 365.25}
 

@@ -26,9 +26,11 @@ METHOD_TITLES: dict[str, str] = {
     "raw_ridge": "{probe} on raw window",
     "random_init": "random init + {probe}",
     "mae": "masked autoencoder + {probe}",
+    "mae_predicted": "masked autoencoder, predicted + {probe}",
     "supervised": "supervised, end to end",
     "jepa_online": "JEPA online + {probe}",
     "jepa_target": "JEPA target + {probe}",
+    "jepa_predicted": "JEPA, predicted + {probe}",
     "latent_rollout": "latent rollout + {probe}",
 }
 PROBE_TITLES = {"none": "ridge", "": "ridge", "knn": "k-NN", "mlp": "MLP"}
