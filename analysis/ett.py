@@ -49,6 +49,7 @@ CHOICES: dict[str, dict[str, object]] = {
     "width 32": {"encoder.width": 32},
     "width 32, embedding and last block": {"encoder.width": 32, "encoder.latent_layers": [0, -1]},
     "embedding and last block": {"encoder.latent_layers": [0, -1]},
+    "attends to its own series alone": {"tokenizer.attention": "channel"},
 }
 """Changes of the preset that were looked at on the validation rows."""
 
