@@ -17,6 +17,8 @@ from sciJEPA.errors import UserError
 STRENGTHS = tuple(10.0**power for power in np.arange(-5, 3.01, 0.5))
 """Ridge strengths, relative to the mean square of the features times their number."""
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 2048
+SCALE_ROWS = 512
+"""At most so many training times tell the scale of a kind of features."""
 BASIS_VALUES = 2**27
 """Training features in the eigenbasis are kept between leads where they are no more values than this: 512 MB."""
 CHOICE_TARGETS = 512
@@ -183,7 +185,7 @@ def side_by_side(parts: Sequence[Rows], train: np.ndarray) -> Rows:
 
     So a ridge shrinks each by its share, whatever its units; some of the times, evenly spaced, tell the variance.
     """
-    some, scales = train[:: -(-len(train) // BLOCK_ROWS)], []
+    some, scales = train[:: -(-len(train) // SCALE_ROWS)], []
     for part in parts:
         spread = part.read(some).astype(np.float64).var(axis=0).sum() ** 0.5
         scales.append(np.float32(1 / spread if spread > 0 else 0))

@@ -4,8 +4,8 @@ Arrives: a model and issue times. Leaves: a `Forecaster`. The predictor carries 
 token times, at once or in strides, where what it has predicted becomes its next context; a ridge that was fitted on
 latents of the target encoder decodes them. Targets of the training are standardised over a batch; here over the
 training windows, once, and undone before they serve as context. The stride of each lead is chosen on the validation
-times. We decided against a decoder that is fitted on predicted latents: it would correct the predictor, and hide it. The
-probe that does is a method of its own and reads `Carrier.foreseen` beside the latents.
+times. We decided against a decoder that is fitted on predicted latents: it would correct the predictor, and hide it.
+The probe that does is a method of its own and reads `Carrier.foreseen` beside the latents.
 """
 
 import dataclasses
