@@ -34,8 +34,8 @@ def sea_level_pressure_table() -> str:
 
 
 def sea_level_pressure_differences() -> str:
-    """Sea-level pressure, JEPA against the best control at each lead and seed."""
-    return difference_table(scores_of("sea_level_pressure"))
+    """Sea-level pressure, the best of JEPA's probes against the best control at each lead and seed."""
+    return difference_table(scores_of("sea_level_pressure"), "jepa_predicted")
 
 
 def sea_level_pressure_scales() -> str:

@@ -72,3 +72,4 @@ def test_the_tables_are_those_of_the_committed_scores(monkeypatch: pytest.Monkey
     assert tables.demo_table().strip() in TEXT
     pressure = tables.sea_level_pressure_table().strip()
     assert pressure in TEXT and pressure in (ROOT / "docs/learned.md").read_text()
+    assert all(make().startswith(("|", "**")) for make in tables.TABLES.values())  # each can be made
