@@ -61,6 +61,18 @@ def probed(run: Path, archive: str, folder: str, **options: Any) -> pd.DataFrame
     return pd.read_csv(scores, dtype={"lead": str})
 
 
+def titled(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Methods and probes of the rows with their titles, in the order of every table."""
+    found = set(zip(rows["method"], rows["probe"], strict=True))
+    kinds = ("none", "ridge", "local")
+    return {
+        (method, kind): title.replace("ridge", "local ridge") if kind == "local" else title
+        for method, title in TITLES.items()
+        for kind in kinds
+        if (method, kind) in found
+    }
+
+
 def cells_of(rows: pd.DataFrame) -> str:
     """Mean of a number over seeds, and their range where they differ."""
     values = rows.groupby("seed")["value"].mean()
@@ -77,17 +89,17 @@ def table(scores: pd.DataFrame, metric: str = "rmse_over_climatology") -> str:
     """RMSE / climatology by method and lead: the mean over variables, then over seeds, and the seeds' range."""
     ratios = scores[scores["metric"] == metric]
     leads = list(dict.fromkeys(ratios["lead"]))
+    of_pair = ratios.set_index(["method", "probe", "lead"]).sort_index()
     lines = [
-        [title, *(cells_of(ratios[(ratios["method"] == method) & (ratios["lead"] == lead)]) for lead in leads)]
-        for method, title in TITLES.items()
-        if method in set(ratios["method"])
+        [title, *(cells_of(of_pair.loc[[(*pair, lead)]]) for lead in leads)] for pair, title in titled(ratios).items()
     ]
     return markdown(["RMSE / climatology", *leads], lines)
 
 
-def difference_table(scores: pd.DataFrame, method: str) -> str:
+def difference_table(scores: pd.DataFrame, method: str, kind: str = "ridge") -> str:
     """RMSE of a method minus that of the best control, in percent of the latter, for each seed."""
-    rows = scores.set_index(["variable", "lead", "seed", "method", "metric"]).sort_index()
+    scores = scores[(scores["method"] == method) & (scores["probe"] == kind)]
+    rows = scores.set_index(["variable", "lead", "seed", "metric"]).sort_index()
     variables, seeds = list(dict.fromkeys(scores["variable"])), sorted(scores["seed"].unique())
     lines = []
     for variable in [name for name in variables if name != "latents"]:
@@ -95,8 +107,8 @@ def difference_table(scores: pd.DataFrame, method: str) -> str:
             cells = [str(variable), str(lead)]
             for seed in seeds:
                 cell = rows.loc[(variable, lead, seed)]
-                own = cell.loc[(method, "difference_to_best_control")]
-                best = float(cell.loc[(method, "rmse"), "value"] - own["value"])
+                own = cell.loc["difference_to_best_control"]
+                best = float(cell.loc["rmse", "value"] - own["value"])
                 value, low, high = (100 * float(own[name]) / best for name in ("value", "low", "high"))
                 cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
             lines.append(cells)
@@ -106,15 +118,15 @@ def difference_table(scores: pd.DataFrame, method: str) -> str:
 def part_table(parts: pd.DataFrame, metric: str) -> str:
     """A metric by part, lead and method: the mean over variables, then over seeds."""
     rows = parts[parts["metric"].str.startswith(f"{metric}@")]
-    methods = [method for method in TITLES if method in set(rows["method"])]
+    titles = titled(rows)
     lines = []
     for name in dict.fromkeys(rows["metric"]):
         for lead in dict.fromkeys(rows["lead"]):
             here = rows[(rows["metric"] == name) & (rows["lead"] == lead)]
             if len(here):  # a season may have too few times at some of the leads
-                means = here.groupby("method")["value"].mean()
-                lines.append([name.partition("@")[2], lead, *(f"{means[method]:.3f}" for method in methods)])
-    return markdown(["part", "lead", *(TITLES[method] for method in methods)], lines)
+                means = here.groupby(["method", "probe"])["value"].mean()
+                lines.append([name.partition("@")[2], lead, *(f"{means[pair]:.3f}" for pair in titles)])
+    return markdown(["part", "lead", *titles.values()], lines)
 
 
 def label_table(labels: pd.DataFrame) -> str:
@@ -123,20 +135,20 @@ def label_table(labels: pd.DataFrame) -> str:
     leads = list(dict.fromkeys(ratios["lead"]))
     lines = []
     for share in sorted(ratios["labels"].unique()):
-        for method, title in TITLES.items():
-            here = ratios[(ratios["labels"] == share) & (ratios["method"] == method)]
-            if len(here):
-                lines.append([f"{share:.0%}", title, *(cells_of(here[here["lead"] == lead]) for lead in leads)])
+        of_share = ratios[ratios["labels"] == share]
+        of_pair = of_share.set_index(["method", "probe", "lead"]).sort_index()
+        for pair, title in titled(of_share).items():
+            lines.append([f"{share:.0%}", title, *(cells_of(of_pair.loc[[(*pair, lead)]]) for lead in leads)])
     return markdown(["labels", "RMSE / climatology", *leads], lines)
 
 
 def report(scores: pd.DataFrame, parts: pd.DataFrame, labels: pd.DataFrame | None) -> str:
     """All tables with their headings."""
     said = [("RMSE / climatology, mean over the variables", table(scores))]
-    for method in [name for name in ("jepa_target", "jepa_predicted") if name in set(scores["method"])]:
-        said.append(
-            (f"{TITLES[method]}, against the best control (below zero: better)", difference_table(scores, method))
-        )
+    for (method, kind), title in titled(scores).items():
+        if method in ("jepa_target", "jepa_predicted") and kind != "none":
+            heading = f"{title}, against the best control (below zero: better)"
+            said.append((heading, difference_table(scores, method, kind)))
     for metric, heading in (
         ("rmse_over_climatology", "RMSE / climatology by region and season"),
         ("power_ratio", "Power of the anomalies forecast over that of the truth, by scale"),

@@ -345,8 +345,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     verb.add_argument(
         "--controls", type=_names, default=["all"], metavar="all|quick|A,B", help="quick trains none (default: all)"
     )
-    verb.add_argument("--probe", dest="probes", type=_names, default=["ridge"], metavar="ridge,knn,attentive,mlp",
-                      help="probes on latents (default: ridge)")  # fmt: skip
+    verb.add_argument("--probe", dest="probes", type=_names, metavar="ridge,local,knn,attentive,mlp",
+                      help="probes on latents (default: ridge, and local where places have neighbours)")  # fmt: skip
     verb.add_argument("--labels", type=_shares, default=[1.0], metavar="0.01,0.1,1", help="shares of training labels")
     verb.add_argument("--out", type=Path, metavar="DIR", help="folder of the scores (default: RUN/probe)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is trained here (default: 0)")

@@ -33,6 +33,7 @@ from sciJEPA.judging.controls import (
     QUICK,
     Methods,
     chosen_controls,
+    chosen_probes,
     judged_methods,
     run_configuration,
 )
@@ -57,7 +58,7 @@ def probe(
     domain: str | None = None,
     lead: str | Sequence[str] | None = None,
     controls: Sequence[str] | str = "all",
-    probes: Sequence[str] | str = "ridge",
+    probes: Sequence[str] | str | None = None,
     labels: Sequence[float] | float = 1.0,
     out: str | os.PathLike | None = None,
     cache: str | os.PathLike | None = None,
@@ -81,7 +82,9 @@ def probe(
         seasonal_naive, eof_ridge, pca, raw_ridge, random_init, mae, supervised; persistence and climatology are always
         there. The last two train as long as the run did, once: they are kept in the folder of the run.
     probes
-        Kinds of probes on latents: ridge, knn, attentive, mlp.
+        Kinds of probes on latents: ridge, local, knn, attentive, mlp; ridge if not given, and local where places have
+        neighbours. A local one is a ridge that all places share, on features of a place and its neighbours beside the
+        raw window there; its own control is raw_ridge with the window alone.
     labels
         Shares of the training labels that probes are fitted on, such as [0.01, 0.1, 1]; validation keeps all of its
         own. The table then has a column `labels`.
@@ -105,16 +108,13 @@ def probe(
         If the archive does not fit, a split has too few issue times, `out` exists, or the split would let the probe be
         judged on times that the model was trained on.
     """
-    probes = [probes] if isinstance(probes, str) else list(dict.fromkeys(probes))
     shares = [float(share) for share in np.atleast_1d(labels)]
-    for kind in probes:
-        if kind not in PROBES:
-            raise UserError(f"there is no probe '{kind}'; choose from {', '.join(PROBES)}.")
     if out is not None:
         refuse_existing(out)
     folder = run_folder(run)
     model = run if isinstance(run, Model) else load(run)
     problems = [opened_problem(model, archive, domain, lead, share=share, seed=seed) for share in shares]
+    kinds = chosen_probes(probes, problems[0])
     name = problems[0].domain
     kept = Path(cache) if cache is not None else folder / "cache" if folder is not None else None
     beside = Path(out).absolute().parent if out is not None else None
@@ -123,7 +123,7 @@ def probe(
         trained = (folder if folder is not None else store.folder) / "controls"
         for problem in problems:
             methods = Methods(problem, model, store, trained, run_configuration(folder, model), progress)
-            table, forecasts = _Panel(methods, name).table(chosen_controls(controls, problem), probes)
+            table, forecasts = _Panel(methods, name).table(chosen_controls(controls, problem), kinds)
             tables.append(table if len(shares) == 1 and shares[0] == 1 else table.assign(labels=problem.share))
         rows = pd.concat(tables, ignore_index=True)
         if out is not None:

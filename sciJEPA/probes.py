@@ -117,10 +117,9 @@ class Ridge:
             truth = target.read(validation) - mean
             for group, part in enumerate(np.split(np.arange(target.width), groups)):
                 some = part[:: -(-len(part) // CHOICE_TARGETS)]
+                own, wanted = solution[:, some], truth[:, some]
                 errors = [
-                    float(
-                        ((validation_basis * factor @ solution[:, some] - truth[:, some]) ** 2 @ weights[some]).mean()
-                    )
+                    float(((validation_basis @ (factor[:, None] * own) - wanted) ** 2 @ weights[some]).mean())
                     for factor in shrink
                 ]
                 best = int(np.argmin(errors))
@@ -180,10 +179,11 @@ class Ridge:
         return total
 
 
-def side_by_side(parts: Sequence[Rows], train: np.ndarray) -> Rows:
+def side_by_side(parts: Sequence[Rows], train: np.ndarray, *, places: int = 1) -> Rows:
     """Features of several kinds in one row, each kind with a summed variance of 1 over training times.
 
-    So a ridge shrinks each by its share, whatever its units; some of the times, evenly spaced, tell the variance.
+    So a ridge shrinks each by its share, whatever its units; some of the times, evenly spaced, tell the variance. Rows
+    of one vector a place have all kinds of a place next to each other.
     """
     some, scales = train[:: -(-len(train) // SCALE_ROWS)], []
     for part in parts:
@@ -191,7 +191,10 @@ def side_by_side(parts: Sequence[Rows], train: np.ndarray) -> Rows:
         scales.append(np.float32(1 / spread if spread > 0 else 0))
 
     def read(indices: np.ndarray) -> np.ndarray:
-        return np.concatenate([part.read(indices) * scale for part, scale in zip(parts, scales, strict=True)], axis=1)
+        kinds = [part.read(indices) * scale for part, scale in zip(parts, scales, strict=True)]
+        return np.concatenate([kind.reshape(len(indices), places, -1) for kind in kinds], axis=2).reshape(
+            len(indices), -1
+        )
 
     return Rows(read, sum(part.width for part in parts))
 

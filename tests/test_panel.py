@@ -25,7 +25,7 @@ METHODS = [*(name for name in QUICK if name != "seasonal_naive"), *JUDGED]
 def panel(model: Model, waves: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
     """All controls at two leads, and the folder with what is written."""
     out = tmp_path_factory.mktemp("panel") / "probe"
-    return probe(model, waves, lead=["1D", "3D"], controls="quick", out=out, progress=False), out
+    return probe(model, waves, lead=["1D", "3D"], controls="quick", probes="ridge", out=out, progress=False), out
 
 
 def judged(ds: xr.Dataset, folder: Path, **options: object) -> pd.DataFrame:
@@ -36,8 +36,10 @@ def judged(ds: xr.Dataset, folder: Path, **options: object) -> pd.DataFrame:
     return probe(model, folder / "archive.zarr", progress=False, **options)  # type: ignore[arg-type]
 
 
-def rmse(rows: pd.DataFrame) -> pd.Series:
-    return rows[rows["metric"] == "rmse"].set_index(["variable", "lead", "method"])["value"]
+def rmse(rows: pd.DataFrame, local: bool = False) -> pd.Series:
+    """Of each method once: of the usual probes, or of local ones where there are."""
+    rows = rows[(rows["metric"] == "rmse") & (rows["probe"].eq("local") == local)]
+    return rows.set_index(["variable", "lead", "method"])["value"]
 
 
 def test_every_method_is_judged_on_the_same_times(panel: tuple[pd.DataFrame, Path]) -> None:
@@ -116,7 +118,7 @@ def test_the_probes_know_the_waves(panel: tuple[pd.DataFrame, Path]) -> None:
 
 
 def test_the_same_again(panel: tuple[pd.DataFrame, Path], model: Model) -> None:
-    again = probe(model, travelling_waves(200), lead=("1D", "3D"), controls="quick", progress=False)
+    again = probe(model, travelling_waves(200), lead=("1D", "3D"), controls="quick", probes="ridge", progress=False)
     pd.testing.assert_frame_equal(again.assign(archive="waves.zarr"), panel[0])
 
 
@@ -125,7 +127,9 @@ def test_blocks_are_invisible(
 ) -> None:
     for module in (sciJEPA.judging.baselines, sciJEPA.probes):
         monkeypatch.setattr(module, "BLOCK_ROWS", 7)
-    again = probe(model, waves, lead=["1D", "3D"], controls="quick", out=tmp_path / "probe", progress=False)
+    again = probe(
+        model, waves, lead=["1D", "3D"], controls="quick", probes="ridge", out=tmp_path / "probe", progress=False
+    )
     np.testing.assert_allclose(rmse(again), rmse(panel[0]), rtol=2e-3)
     one, two = (
         xr.open_zarr(out / "forecasts.zarr", consolidated=False).load() for out in (panel[1], tmp_path / "probe")
@@ -244,7 +248,8 @@ def test_regions_and_seasons_have_metrics_of_their_own(tmp_path: Path) -> None:
     forecast = xr.open_zarr(tmp_path / "probe/forecasts.zarr", consolidated=False).load()["t"]
     middle = {"latitude": slice(-20, 20)}
     found = rmse_of(forecast.sel(middle), ds["t"].sel(middle))  # rows of 20 degrees at 10 N and S weigh the same
-    tropics = rows.query("method == 'jepa_target' and metric == 'rmse@tropics' and variable == 't'")["value"]
+    mine = rows.query("method == 'jepa_target' and probe == 'ridge'")
+    tropics = mine.query("metric == 'rmse@tropics' and variable == 't'")["value"]
     np.testing.assert_allclose(tropics, found, rtol=0.02)  # gaps are weighted time by time
 
 

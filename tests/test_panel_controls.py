@@ -127,7 +127,8 @@ def test_a_killed_probe_goes_on_with_the_method_that_it_was_at(
         return real(self, name, kind)
 
     monkeypatch.setattr(Methods, "make", make)
-    options = {"lead": ["2D"], "controls": ["damped_persistence", "raw_ridge"], "cache": tmp_path / "cache"}
+    options = {"lead": ["2D"], "controls": ["damped_persistence", "raw_ridge"], "probes": "ridge"}
+    options["cache"] = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
         probe(run, waves, progress=False, **options)
     probe(run, waves, progress=False, **options)
@@ -165,7 +166,8 @@ def test_without_the_archive_of_the_run_no_masked_autoencoder(tmp_path: Path) ->
 
 
 def test_fewer_labels_make_no_better_probe(run: Path, waves: Path) -> None:
-    rows = probe(run, waves, lead=["1D"], controls=["raw_ridge"], labels=[0.1, 1.0], progress=False)
+    options = {"controls": ["raw_ridge"], "probes": "ridge", "labels": [0.1, 1.0]}
+    rows = probe(run, waves, lead=["1D"], progress=False, **options)
     assert set(rows["labels"]) == {0.1, 1.0}
     errors = rows[rows["metric"] == "rmse"].set_index(["method", "labels"])["value"]
     for method in ("raw_ridge", "jepa_target"):

@@ -240,9 +240,10 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_step_and_rollout_and_parameters(simulated: Path) -> None:
     rows = well(simulated / "waves.zarr", simulated / "run", methods=["persistence", "raw_ridge"], progress=False)
-    vrmse = rows[rows["metric"] == "vrmse"].set_index(["method", "lead"])["value"]
+    vrmse = rows[rows["metric"] == "vrmse"].set_index(["method", "probe", "lead"])["value"]
     # the window is a circle for each speed: linear maps know nothing of speeds that differ, but more than persistence
-    assert vrmse["raw_ridge", "1"] < 0.5 * vrmse["persistence", "1"]
+    for kind in ("ridge", "local"):
+        assert vrmse["raw_ridge", kind, "1"] < 0.5 * vrmse["persistence", "none", "1"]
     assert set(vrmse.index.get_level_values("lead")) == {"1", "6:12"}
     told = rows[rows["metric"] == "r2"]
     assert set(told["variable"]) == {"speed"}

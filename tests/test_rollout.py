@@ -97,7 +97,8 @@ def test_what_is_foreseen_is_what_predictions_are_read_from(
     rollout: LatentRollout, trained: Model, problem: Problem
 ) -> None:
     steps, carrier = problem.train[:70], rollout.carrier  # more than a batch
-    states = torch.from_numpy(carrier.foreseen(steps)).unflatten(1, (carrier.ahead * carrier.places, -1))
+    states = torch.from_numpy(carrier.foreseen(steps)).unflatten(1, (carrier.places, carrier.ahead, -1))
+    states = states.transpose(1, 2).flatten(1, 2)
     with torch.inference_mode():
         answers = trained.jepa.predictor.answer(states, carrier.domain.name)
     answers = answers.unflatten(1, (carrier.ahead, carrier.places))

@@ -122,7 +122,7 @@ class Carrier:
         return torch.cat([self._carried(part, reach, stride) for part in _batches(steps)])
 
     def foreseen(self, steps: np.ndarray) -> np.ndarray:
-        """What the predictor's answers for the token times ahead are read from: rows (n, ahead * places * width)."""
+        """What the predictor's answers for the token times ahead are read from: rows (n, places * ahead * width)."""
         return np.concatenate([self._foreseen(part) for part in _batches(steps)])
 
     def _foreseen(self, steps: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ class Carrier:
             known, asked = self._known_and_asked(batch, steps, 0, self.ahead)
             may_see, memory = asked.attendable(known, visible.seen), jepa.norm(jepa.encoder(visible))
             states = jepa.predictor.states(memory, known.features, asked.features, may_see, visible.domain)
-        return states.float().flatten(1).cpu().numpy()
+        return states.float().unflatten(1, (self.ahead, self.places)).transpose(1, 2).flatten(1).cpu().numpy()
 
     def _carried(self, steps: np.ndarray, reach: int, stride: int) -> Tensor:
         jepa, batch = self.model.jepa, self._issue_windows(steps)

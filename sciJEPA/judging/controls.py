@@ -7,6 +7,7 @@ task, so it is a ceiling that a frozen encoder need not reach.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from sciJEPA.judging.baselines import (
     windows,
 )
 from sciJEPA.judging.leakage import refuse_hindsight
+from sciJEPA.judging.local_ridge import LocalRidge, Places, local_windows
 from sciJEPA.judging.panel_cache import Cache
 from sciJEPA.judging.problem import Problem, remembered
 from sciJEPA.judging.supervised import Supervised
@@ -55,7 +57,9 @@ CEILINGS = ("supervised",)
 JUDGED = ("jepa_online", "jepa_target", "jepa_predicted", "latent_rollout")
 LATENT = ("random_init", "mae", "jepa_online", "jepa_target")
 """Methods that every kind of probe is fitted on; the others have one of their own, or none."""
-PROBES = tuple(KINDS)
+LINEAR = ("raw_ridge", "mae_predicted", "jepa_predicted")
+"""Methods that only ridges are fitted on, local ones too."""
+PROBES = (*KINDS, "local")
 
 
 def chosen_controls(controls: Sequence[str] | str, problem: Problem) -> tuple[str, ...]:
@@ -76,6 +80,19 @@ def chosen_controls(controls: Sequence[str] | str, problem: Problem) -> tuple[st
     for name in named:
         wanted |= set(sets[name]) - without if name in sets else {name}
     return tuple(name for name in (*CONTROLS, *CEILINGS) if name in wanted)
+
+
+def chosen_probes(probes: Sequence[str] | str | None, problem: Problem) -> tuple[str, ...]:
+    """Kinds of probes that were asked for; without a wish a ridge, and a local one where places have neighbours."""
+    if probes is None:
+        return ("ridge",) if problem.archive.space.kind == "stations" else ("ridge", "local")
+    named = [probes] if isinstance(probes, str) else list(dict.fromkeys(probes))
+    for kind in named:
+        if kind not in PROBES:
+            raise UserError(f"there is no probe '{kind}'; choose from {', '.join(PROBES)}.")
+    if "local" in named:
+        Places.of(problem.archive, problem.inputs[0].tokenizer.grid.space)
+    return tuple(named)
 
 
 def judged_methods(problem: Problem, model: Model) -> tuple[str, ...]:
@@ -104,9 +121,10 @@ class Methods:
 
     def entries(self, names: Sequence[str], probes: Sequence[str]) -> list[tuple[str, str]]:
         """Names with kinds of probes, in the order of the table."""
-        with_ridge = ("eof_ridge", "raw_ridge", "pca", "mae_predicted", "jepa_predicted", "latent_rollout")
-        own = {name: ["ridge"] for name in with_ridge}
-        return [(name, kind) for name in names for kind in (probes if name in LATENT else own.get(name, ["none"]))]
+        kinds: dict[str, Sequence[str]] = dict.fromkeys(("eof_ridge", "pca", "latent_rollout"), ("ridge",))
+        kinds |= dict.fromkeys(LATENT, tuple(probes))
+        kinds |= dict.fromkeys(LINEAR, tuple(kind for kind in probes if kind in ("ridge", "local")) or ("ridge",))
+        return [(name, kind) for name in names for kind in kinds.get(name, ("none",))]
 
     def key(self, name: str, probe: str) -> str:
         """Digest of what the errors of a method depend on, beside the archive."""
@@ -127,14 +145,14 @@ class Methods:
                 reader, leads, problem.train, problem.validation, problem.weights, unlabelled=problem.unlabelled
             ),
             "pca": self._pca,
-            "raw_ridge": self._raw_ridge,
+            "raw_ridge": lambda: self._ridge([], probe),
             "random_init": lambda: self.latent_probe(random_model(self.model), "online", probe),
             "mae": lambda: self.latent_probe(self.masked_autoencoder(), "target", probe),
             "supervised": self._supervised,
             "jepa_online": lambda: self.latent_probe(self.model, "online", probe),
             "jepa_target": lambda: self.latent_probe(self.model, "target", probe),
-            "mae_predicted": lambda: self.predicted_probe(self.masked_autoencoder(), "target"),
-            "jepa_predicted": lambda: self.predicted_probe(self.model, self.model.jepa.objective.encoder),
+            "mae_predicted": lambda: self.predicted_probe(self.masked_autoencoder(), "target", probe),
+            "jepa_predicted": lambda: self.predicted_probe(self.model, self.model.jepa.objective.encoder, probe),
             "latent_rollout": lambda: LatentRollout.fit(problem, self.model),
         }
         return makers[name]()
@@ -142,10 +160,13 @@ class Methods:
     def latent_probe(self, model: Model, encoder: str, kind: str) -> Forecaster:
         """A probe on latents of the issue time."""
         latents = self._latents(model, encoder)
+        rows = latent_rows([latents], self.problem.archive)
+        if kind in ("ridge", "local"):
+            return self._ridge([rows], kind)
         tokens = latest_tokens(latents).sizes["token"]
-        return self.problem.fit(KINDS[kind](tokens, self.problem.seed), latent_rows([latents], self.problem.archive))
+        return self.problem.fit(KINDS[kind](tokens, self.problem.seed), rows)
 
-    def predicted_probe(self, model: Model, encoder: str) -> Forecaster:
+    def predicted_probe(self, model: Model, encoder: str, kind: str = "ridge") -> Forecaster:
         """A ridge on latents of the issue time beside what the predictor foresees from there."""
         problem = self.problem
         if not foresees(problem.inputs[0]):
@@ -154,11 +175,25 @@ class Methods:
                 "above data.context, and masking.forecast above 0 without horizons."
             )
         carrier = Carrier.bare(problem, model)
-        width = carrier.ahead * carrier.places * model.config.predictor.width
-        everywhere = np.concatenate([problem.train, problem.validation, problem.test])
-        ahead = remembered(Rows(carrier.foreseen, width), everywhere)
-        parts = [latent_rows([self._latents(model, encoder)], problem.archive), ahead]
-        return problem.fit(KINDS["ridge"](1, problem.seed), side_by_side(parts, problem.train))
+        latents = latent_rows([self._latents(model, encoder)], problem.archive)
+        ahead = Rows(carrier.foreseen, carrier.ahead * carrier.places * model.config.predictor.width)
+        if kind == "ridge" and not problem.narrows(latents.width + ahead.width):
+            ahead = remembered(ahead, np.concatenate([problem.train, problem.validation, problem.test]))
+        return self._ridge([latents, ahead], kind)
+
+    def _ridge(self, parts: Sequence[Rows], kind: str) -> Forecaster:
+        """A ridge on features of several kinds, on the raw window where there are none.
+
+        One that all places share reads the raw window beside them: what it adds to its own control is theirs.
+        """
+        problem = self.problem
+        if kind == "local":
+            shape = problem.inputs[0].tokenizer.grid.space
+            parts = [*parts, local_windows(problem, shape)]
+            return LocalRidge.fit(problem, side_by_side(parts, problem.train, places=math.prod(shape)), shape)
+        parts = parts or [windows(problem.input_reader, problem.context)]
+        rows = side_by_side(parts, problem.train) if len(parts) > 1 else parts[0]
+        return problem.fit(KINDS["ridge"](1, problem.seed), rows)
 
     def _latents(self, model: Model, encoder: str) -> xr.Dataset:
         """Latents of the issue windows."""
@@ -172,10 +207,6 @@ class Methods:
     def masked_autoencoder(self) -> Model:
         """The same architecture, data, steps and masks, but trained to predict patches; trained once for a run."""
         return train_masked_autoencoder(self.run_config, self.trained, progress=self.progress)
-
-    def _raw_ridge(self) -> Forecaster:
-        problem = self.problem
-        return problem.fit(KINDS["ridge"](1, problem.seed), windows(problem.input_reader, problem.context))
 
     def _pca(self) -> Forecaster:
         problem, width = self.problem, self.model.jepa.encoder.latent_width

@@ -165,10 +165,14 @@ class Problem:
     def fit(self, probe: Any, features: Rows) -> Any:
         """A probe, fitted on the training times and tuned on the validation times."""
         groups = len(self.archive.channels)
-        if isinstance(probe, Ridge) and min(features.width, len(self.train)) > WIDEST:
+        if isinstance(probe, Ridge) and self.narrows(features.width):
             everywhere = np.concatenate([self.train, self.validation, self.test])
             features = remembered(narrowed(features, self.train), everywhere)
         return probe.fit(features, self.targets, self.train, self.validation, weights=self.weights, groups=groups)
+
+    def narrows(self, width: int) -> bool:
+        """Whether a ridge gets components of features of this width instead of all of them."""
+        return min(width, len(self.train)) > WIDEST
 
     def judge(self, method: Forecaster) -> Errors:
         """Errors of a method at the test times in physical units, block by block."""

@@ -22,7 +22,7 @@ from sciJEPA.forecasting.labelling import lead_label, place_weights, steps_of
 from sciJEPA.forecasting.verification import score
 from sciJEPA.hub import Model, load, random_model
 from sciJEPA.judging.baselines import Forecaster
-from sciJEPA.judging.controls import JUDGED, Methods, run_configuration
+from sciJEPA.judging.controls import JUDGED, Methods, chosen_probes, run_configuration
 from sciJEPA.judging.panel_cache import open_cache
 from sciJEPA.judging.parameters import field_statistics, parameter_rows, row_labels
 from sciJEPA.judging.problem import Problem
@@ -143,7 +143,7 @@ def well(
     probes
         Kinds of probes that tell them.
     methods
-        Names of the panel.
+        Names of the panel; each with a ridge on whole fields, and with one that all places share.
 
     Returns
     -------
@@ -159,8 +159,8 @@ def well(
     with open_cache(folder / "cache" if folder is not None else None, problem.inputs[1], None) as cache:
         trained = (folder if folder is not None else cache.folder) / "controls"
         makers = Methods(problem, model, cache, trained, run_configuration(folder, model), progress)
-        for name in methods:
-            rows += vrmse_rows(problem, makers.make(name), name, "none" if name == "persistence" else "ridge")
+        for name, kind in makers.entries(methods, chosen_probes(None, problem)):
+            rows += vrmse_rows(problem, makers.make(name, kind), name, kind)
         if splits_series(problem.archive, problem.domain.config.data):
             for name, chosen in (("random_init", random_model(model)), ("jepa_target", model)):
                 encoder = "target" if name in JUDGED else "online"

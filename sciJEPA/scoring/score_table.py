@@ -33,7 +33,7 @@ METHOD_TITLES: dict[str, str] = {
     "jepa_predicted": "JEPA, predicted + {probe}",
     "latent_rollout": "latent rollout + {probe}",
 }
-PROBE_TITLES = {"none": "ridge", "": "ridge", "knn": "k-NN", "mlp": "MLP"}
+PROBE_TITLES = {"none": "ridge", "": "ridge", "local": "local ridge", "knn": "k-NN", "mlp": "MLP"}
 LATENTS = "latents"
 """What stands in place of a variable where a number is about the latents themselves."""
 DAYS_PER_UNIT = {
