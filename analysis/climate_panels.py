@@ -42,6 +42,9 @@ SHOWN = ["rmse", "rmse_over_climatology", "acc", "difference_to_best_control", "
 OF_PARTS = ["persistence", "eof_ridge", "raw_ridge", "random_init", "jepa_target", "jepa_predicted"]
 PARTS_AT = ["1D", "3D", "5D"]
 """Methods and leads whose parts are kept: the file is to be read by people too."""
+LINEAR = ["eof_ridge", "raw_ridge"]
+BELOW_LINEAR = "difference_to_best_linear_control"
+"""The metric `difference_to_best_control` of a panel whose only controls of note are these."""
 OF_LABELS = ["damped_persistence", "eof_ridge", "pca", "raw_ridge", "random_init", "mae", "mae_predicted"]
 
 
@@ -96,7 +99,9 @@ def table(scores: pd.DataFrame, metric: str = "rmse_over_climatology") -> str:
     return markdown(["RMSE / climatology", *leads], lines)
 
 
-def difference_table(scores: pd.DataFrame, method: str, kind: str = "ridge") -> str:
+def difference_table(
+    scores: pd.DataFrame, method: str, kind: str = "ridge", metric: str = "difference_to_best_control"
+) -> str:
     """RMSE of a method minus that of the best control, in percent of the latter, for each seed."""
     scores = scores[(scores["method"] == method) & (scores["probe"] == kind)]
     rows = scores.set_index(["variable", "lead", "seed", "metric"]).sort_index()
@@ -107,7 +112,7 @@ def difference_table(scores: pd.DataFrame, method: str, kind: str = "ridge") -> 
             cells = [str(variable), str(lead)]
             for seed in seeds:
                 cell = rows.loc[(variable, lead, seed)]
-                own = cell.loc["difference_to_best_control"]
+                own = cell.loc[metric]
                 best = float(cell.loc["rmse", "value"] - own["value"])
                 value, low, high = (100 * float(own[name]) / best for name in ("value", "low", "high"))
                 cells.append(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]")
@@ -149,6 +154,9 @@ def report(scores: pd.DataFrame, parts: pd.DataFrame, labels: pd.DataFrame | Non
         if method in ("jepa_target", "jepa_predicted") and kind != "none":
             heading = f"{title}, against the best control (below zero: better)"
             said.append((heading, difference_table(scores, method, kind)))
+            if method == "jepa_predicted" and BELOW_LINEAR in set(scores["metric"]):
+                heading = f"{title}, against the best of EOF + ridge and ridges on the raw window"
+                said.append((heading, difference_table(scores, method, kind, BELOW_LINEAR)))
     for metric, heading in (
         ("rmse_over_climatology", "RMSE / climatology by region and season"),
         ("power_ratio", "Power of the anomalies forecast over that of the truth, by scale"),
@@ -174,12 +182,15 @@ def run(arguments: argparse.Namespace) -> str:
     for seed in arguments.seeds:
         folder = trained(archive, arguments.config, out, seed, settings)
         whole.append(probed(folder, archive, "probe", lead=arguments.lead).assign(seed=seed))
+        linear = probed(folder, archive, "probe-linear", lead=arguments.lead, controls=LINEAR)
+        linear = linear[linear["metric"] == "difference_to_best_control"]
+        whole.append(linear.assign(metric=BELOW_LINEAR, seed=seed))
         if arguments.labels:
             options = {"lead": arguments.lead, "controls": OF_LABELS, "labels": [*arguments.labels, 1.0]}
             fewer.append(probed(folder, archive, "probe-labels", **options).assign(seed=seed))
     rows = pd.concat(whole, ignore_index=True)
     of_parts = rows["metric"].str.contains("@") & rows["method"].isin(OF_PARTS) & rows["lead"].isin(PARTS_AT)
-    scores = written(rows[rows["metric"].isin(SHOWN)], out / "scores.csv")
+    scores = written(rows[rows["metric"].isin([*SHOWN, BELOW_LINEAR])], out / "scores.csv")
     parts = written(rows[of_parts & ~rows["metric"].str.startswith("rmse@")], out / "parts.csv")
     labels = None
     if fewer:

@@ -110,10 +110,13 @@ def plot_skill(rows: pd.DataFrame, path: str | Path | None = None) -> Figure:
     methods = [pair for pair in ordered_methods(rows) if pair[0] != "climatology"]
     leads = sorted_leads(rows["lead"])
     _, label, texts = _lead_axis(leads)
-    columns = min(3, len(variables))
+    # Many methods stand beside each other at each lead: they want width, and their legend height.
+    width = float(np.clip(0.06 * len(methods) * len(leads), 3.6, 7.2))
+    columns = min(len(variables), 3 if width < 4.8 else 2)
     lines = -(-len(variables) // columns)
     height = 3.0 if lines <= 2 else 2.4
-    figure = Figure(figsize=(3.6 * columns + 2.2, height * lines + 0.4), layout="constrained")
+    size = (width * columns + 2.2, max(height * lines, 0.19 * len(methods)) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
     for number, axes in enumerate(grid.flat):
         if number >= len(variables):
