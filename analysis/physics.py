@@ -6,7 +6,7 @@ The archives come from the solver Exponax (MIT): 64 x 64 cells, 40 frames, a vis
 rate) of each trajectory's own. Whole trajectories make up the splits, and no model is told a parameter. A sample is one
 window of `data.context` frames; every method gets the same ones, `SPACING` frames apart. Probes are fitted on training
 trajectories, tuned on validation trajectories, judged on test trajectories; intervals draw whole trajectories.
-Forecasts are persistence plus what a ridge reads from each token and its neighbours, the same probe for all methods.
+Forecasts are those of the panel's local ridge: from each token and its neighbours beside the raw window there.
 Writes `scores.csv` (every number) and `table.md` into the output folder; the committed ones are in
 `analysis/results/physics`. What was chosen (`SETTINGS`) was chosen on validation trajectories.
 """
@@ -23,6 +23,7 @@ import xarray as xr
 
 import sciJEPA
 from sciJEPA.archive import Archive
+from sciJEPA.forecasting.rollout import Carrier
 from sciJEPA.hub import random_model
 from sciJEPA.judging.baselines import Climatology, DampedPersistence, Persistence, fields, patch_components
 from sciJEPA.judging.field_statistics import moments_and_spectrum
@@ -30,7 +31,7 @@ from sciJEPA.judging.local_ridge import LocalRidge, local_windows
 from sciJEPA.judging.parameters import r2_draws, split_numbers, trajectory_parameters
 from sciJEPA.judging.problem import Problem
 from sciJEPA.judging.protocols import WELL_WINDOWS, vrmse_of
-from sciJEPA.probes import Rows
+from sciJEPA.probes import Rows, side_by_side
 from sciJEPA.probing.index import RegressionProbe
 
 SETTINGS: dict[str, Any] = {
@@ -154,12 +155,16 @@ def _r2_rows(
 
 
 def forecast_scores(
-    problem: Problem, found: Mapping[str, xr.DataArray], ends: np.ndarray, leads: list[int], seed: int
+    problem: Problem,
+    found: Mapping[str, xr.DataArray],
+    models: Mapping[str, sciJEPA.Model],
+    ends: np.ndarray,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """VRMSE of forecasts by every method, in the manner of The Well."""
     train, validation, test = (np.intersect1d(p, ends) for p in (problem.train, problem.validation, problem.test))
     problem = dataclasses.replace(problem, train=train, validation=validation, test=test)
-    shape, reader = problem.domain.tokenizer.grid.space, problem.reader
+    shape, reader, leads = problem.domain.tokenizer.grid.space, problem.reader, problem.leads
     place = np.full(len(problem.archive), -1)
     place[ends] = np.arange(len(ends))
 
@@ -167,18 +172,28 @@ def forecast_scores(
         latest = latents[:, -int(np.prod(shape)) :].reshape(len(latents), -1)
         return Rows(lambda steps: latest[place[steps]], latest.shape[1])
 
+    def local(*parts: Rows) -> LocalRidge:
+        beside = [*parts, local_windows(problem, shape)]
+        return LocalRidge.fit(problem, side_by_side(beside, problem.train, places=int(np.prod(shape))), shape)
+
+    def foreseen(model: sciJEPA.Model) -> Rows:
+        carrier = Carrier.bare(problem, model)
+        return Rows(carrier.foreseen, carrier.ahead * carrier.places * model.config.predictor.width)
+
     methods: dict[str, Any] = {
         "persistence": lambda: Persistence(reader, leads),
         "climatology": lambda: Climatology(reader, leads),
         "damped_persistence": lambda: DampedPersistence.fit(reader, leads, problem.train),
-        "raw_window": lambda: LocalRidge.fit(problem, local_windows(problem, shape), shape),
+        "raw_window": local,
     }
     for name, latents in found.items():
         if name != "moments_and_spectrum":
-            methods[name] = lambda values=latents.values: LocalRidge.fit(problem, rows_of(values), shape)
+            methods[name] = lambda values=latents.values: local(rows_of(values))
+    for name, own in (("mae_predicted", "mae"), ("jepa_predicted", "jepa_target")):
+        methods[name] = lambda own=own: local(rows_of(found[own].values), foreseen(models[own]))
     rows, alive = [], living(problem)
     for name, make in methods.items():
-        probe = "local" if name in found or name == "raw_window" else "none"
+        probe = "none" if name in ("persistence", "climatology", "damped_persistence") else "local"
         errors = vrmse_of(problem, make())
         for metric, counted in (("vrmse", np.ones_like(alive)), ("vrmse_alive", alive)):
             rows += _vrmse_rows(problem, np.where(counted, errors, np.nan), name, probe, metric)
@@ -231,7 +246,7 @@ def judge(path: str, models: Mapping[str, sciJEPA.Model], seed: int, what: str) 
         series = ends // archive.steps_per_series
         part = split_numbers(problems[0])[series]
         return pd.DataFrame(parameter_scores(found, parameters_of(archive, ends), series, part, seed))
-    near, far = (forecast_scores(problem, found, ends, list(problem.leads), seed) for problem in problems)
+    near, far = (forecast_scores(problem, found, models, ends, seed) for problem in problems)
     return pd.DataFrame(near + [row for row in far if row["lead"] != "1"])
 
 

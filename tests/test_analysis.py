@@ -178,3 +178,32 @@ def test_physics(tmp_path: Path) -> None:
     assert vrmse["climatology"] == pytest.approx(1, abs=0.01)
     assert vrmse["persistence"] == pytest.approx(2**0.5, abs=0.05)
     assert "| flow | u | persistence |" in done.stdout
+
+
+@pytest.mark.slow
+def test_positions(tmp_path: Path) -> None:
+    travelling_waves(250, nlat=6, nlon=12).to_netcdf(tmp_path / "waves.nc")
+    words = ["--archive", "waves=waves.nc", "--out", "out", "--seeds", "0", "--steps", "4", "--batch-size", "4"]
+    script = str(ANALYSIS / "positions.py")
+    done = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scores = pd.read_csv(tmp_path / "out/scores.csv", keep_default_na=False)
+    errors = scores[scores["metric"] == "test_rmse_over_climatology"].groupby("variant")["value"].mean()
+    assert set(errors.index) == {"default", "rotary and fourier", "rotary"}
+    assert errors.nunique() == 3
+
+
+def test_turned_attention_knows_differences_of_places_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ANALYSIS)
+    positions = importlib.import_module("positions")
+    torch.manual_seed(0)
+    attention, tokens = positions.RotaryAttention(8, 2), torch.randn(1, 5, 8)
+    place, frequencies = torch.randn(1, 5, 3), torch.randn(3, 2, 2)
+
+    def attended(where: torch.Tensor) -> torch.Tensor:
+        angles = torch.einsum("bnc,chp->bnhp", where, frequencies)
+        attention.turn = angles.cos(), angles.sin()
+        return attention(tokens, tokens)
+
+    torch.testing.assert_close(attended(place + torch.tensor([1.0, -2.0, 0.5])), attended(place))
+    assert not torch.allclose(attended(2 * place), attended(place), atol=1e-3)
