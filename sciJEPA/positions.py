@@ -1,8 +1,9 @@
 """Physical coordinates -> position features.
 
 Arrives: where and when each token sits (degrees, hours, calendar progress). Leaves: smooth features of width K that the
-encoder and the predictor project linearly. We decided against learned tables per index (they tie a model to one grid)
-and against raw longitude (it tears the seam at 0/360).
+encoder and the predictor project linearly. We decided against learned tables per index (they tie a model to one grid),
+against raw longitude (it tears the seam at 0/360), and against rotary attention, which made latents no better beside
+these features and worse in their place (`analysis/positions.py`).
 """
 
 import math
