@@ -5,7 +5,7 @@ from sciJEPA.archive import open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.hub import Model
 from sciJEPA.judging.baselines import Persistence, fields
-from sciJEPA.judging.problem import LEAST_TIMES, Problem, narrowed, remembered, thinned
+from sciJEPA.judging.problem import LEAST_TIMES, Problem, narrowing, remembered, thinned
 from sciJEPA.probes import Ridge, Rows
 from sciJEPA.synthetic import travelling_waves
 
@@ -42,7 +42,7 @@ def test_wide_features_are_narrowed_to_what_varies(problem: Problem, monkeypatch
     features = fields(problem.reader)
     whole = problem.judge(problem.fit(Ridge(), features)).squared_error
     monkeypatch.setattr("sciJEPA.judging.problem.WIDEST", 100)  # of 128 values and 136 training times
-    assert narrowed(features, problem.train).width == 128
+    assert narrowing(features, problem.train).width == 128
     np.testing.assert_allclose(problem.judge(problem.fit(Ridge(), features)).squared_error, whole, rtol=1e-2)
 
 

@@ -105,6 +105,22 @@ def test_what_is_foreseen_is_what_predictions_are_read_from(
     torch.testing.assert_close(answers, carrier.carried(steps, carrier.ahead, carrier.ahead), atol=1e-5, rtol=1e-5)
 
 
+def test_latents_that_are_too_wide_are_decoded_from_their_leading_components(
+    rollout: LatentRollout, trained: Model, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rollout.narrow is None
+    monkeypatch.setattr("sciJEPA.judging.problem.WIDEST", 20)
+    monkeypatch.setattr("sciJEPA.judging.problem.NARROWED", 30)
+    narrow = LatentRollout.fit(problem, trained)
+    assert narrow.narrow is not None and narrow.decoder.features_.width == 30
+    truth = [target.read(problem.validation) for target in problem.targets]
+    errors = [
+        [((mine - theirs) ** 2).mean() for mine, theirs in zip(one.predict(problem.validation), truth, strict=True)]
+        for one in (narrow, rollout)
+    ]
+    np.testing.assert_allclose(*errors, rtol=0.2)
+
+
 def test_the_decoder_reads_encoded_latents_well(rollout: LatentRollout, problem: Problem) -> None:
     truth = rollout.carrier.targets(problem.test)
     later = problem.reader.read(problem.test + 2, 1).values.numpy().reshape(len(problem.test), -1)

@@ -22,7 +22,7 @@ from sciJEPA.forecasting.labelling import issue_steps, valid_times
 from sciJEPA.hub import Domain, Model
 from sciJEPA.judging.baselines import fields
 from sciJEPA.judging.leakage import only_at
-from sciJEPA.judging.problem import Problem
+from sciJEPA.judging.problem import Problem, Projection, narrowing
 from sciJEPA.probes import Ridge, Rows
 from sciJEPA.probing.training import kept_in_memory
 from sciJEPA.samples import split_steps
@@ -202,11 +202,13 @@ class LatentRollout:
     Attributes
     ----------
     strides : for each lead, token times that the predictor carries at once.
+    narrow : what the decoder reads of latents that are too wide for a ridge; None: all.
     """
 
     carrier: Carrier
     decoder: Ridge
     strides: Sequence[int]
+    narrow: Projection | None = None
 
     @staticmethod
     def possible(model: Model, domain: Domain) -> bool:
@@ -238,12 +240,12 @@ class LatentRollout:
             problem.unlabelled, issue_steps(problem.archive, splits.train, data.context, further)
         )
         carrier = Carrier.fit(problem, model, unlabelled)
-        decoder = _fit_decoder(carrier, train, validation)
+        decoder, narrow = _fit_decoder(carrier, train, validation)
         candidates = sorted({carrier.ahead, 1}, reverse=True)
-        tried = [cls(carrier, decoder, [stride] * len(problem.leads)) for stride in candidates]
+        tried = [cls(carrier, decoder, [stride] * len(problem.leads), narrow) for stride in candidates]
         some = evenly(validation, SOME)
         errors = np.stack([_errors(one, some) for one in tried])
-        return cls(carrier, decoder, [candidates[number] for number in errors.argmin(axis=0)])
+        return cls(carrier, decoder, [candidates[number] for number in errors.argmin(axis=0)], narrow)
 
     def predict(self, times: np.ndarray) -> list[np.ndarray]:
         """Forecasts of each lead."""
@@ -290,13 +292,14 @@ class LatentRollout:
 
     def _decode(self, latents: Tensor, lead: int) -> np.ndarray:
         values = latents[:, self._token_time(lead) - 1].flatten(1).numpy()
+        values = values if self.narrow is None else self.narrow.apply(values)
         places = sorted({(own - 1) % self.carrier.steps_per_token for own in self._leads})
         # The decoder was fitted on rows by number of a window; here rows are handed over as they are.
         self.decoder.features_ = Rows(lambda numbers: values[numbers], values.shape[1])
         return self.decoder.predict(np.arange(len(values)))[places.index((lead - 1) % self.carrier.steps_per_token)]
 
 
-def _fit_decoder(carrier: Carrier, train: np.ndarray, validation: np.ndarray) -> Ridge:
+def _fit_decoder(carrier: Carrier, train: np.ndarray, validation: np.ndarray) -> tuple[Ridge, Projection | None]:
     """Ridge from target latents of a token time to the fields of those of its steps that leads ask for.
 
     Each window gives the latents of one of its later token times, in turn.
@@ -308,7 +311,11 @@ def _fit_decoder(carrier: Carrier, train: np.ndarray, validation: np.ndarray) ->
         steps, where = np.unique(pairs // ahead, return_inverse=True)
         return carrier.targets(steps)[where, pairs % ahead].flatten(1).numpy()
 
-    features = kept_in_memory(Rows(latents, carrier.places * carrier.model.jepa.encoder.width), np.concatenate(numbers))
+    features, narrow = Rows(latents, carrier.places * carrier.model.jepa.encoder.width), None
+    if problem.narrows(features.width):
+        narrow = narrowing(features, numbers[0])
+        features = narrow.of(features)
+    features = kept_in_memory(features, np.concatenate(numbers))
     allowed = np.concatenate(numbers)
     targets = []
     for place in sorted({(lead - 1) % per for lead in problem.leads}):
@@ -319,7 +326,7 @@ def _fit_decoder(carrier: Carrier, train: np.ndarray, validation: np.ndarray) ->
 
         targets.append(only_at(Rows(read, truth.width), allowed, "truth"))
     groups = len(problem.archive.channels)
-    return Ridge().fit(features, targets, *numbers, weights=problem.weights, groups=groups)
+    return Ridge().fit(features, targets, *numbers, weights=problem.weights, groups=groups), narrow
 
 
 def _errors(method: LatentRollout, validation: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ decided against leads with issue times of their own: every number of a table is 
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,18 @@ WIDEST, NARROWED = 8192, 2048
 features: the eigenvalue problem of 14,000 would take 5 GB."""
 NEAR = 64
 """Truth is read in one piece where issue steps are no further apart than this."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """From wide features to few: `apply` maps rows (n, wide) to (n, width)."""
+
+    apply: Callable[[np.ndarray], np.ndarray]
+    width: int
+
+    def of(self, features: Rows) -> Rows:
+        """The features, projected as they are read."""
+        return Rows(lambda steps: self.apply(features.read(steps)), self.width)
 
 
 @dataclass(frozen=True)
@@ -167,7 +179,7 @@ class Problem:
         groups = len(self.archive.channels)
         if isinstance(probe, Ridge) and self.narrows(features.width):
             everywhere = np.concatenate([self.train, self.validation, self.test])
-            features = remembered(narrowed(features, self.train), everywhere)
+            features = remembered(narrowing(features, self.train).of(features), everywhere)
         return probe.fit(features, self.targets, self.train, self.validation, weights=self.weights, groups=groups)
 
     def narrows(self, width: int) -> bool:
@@ -221,15 +233,15 @@ class Problem:
         return digest.hexdigest()[:16]
 
 
-def narrowed(features: Rows, train: np.ndarray) -> Rows:
-    """The leading components of features that are too wide for a ridge.
+def narrowing(features: Rows, train: np.ndarray) -> Projection:
+    """Features that are too wide for a ridge -> their leading components.
 
     They come from training times evenly spaced, twice as many as components, in a single pass: what is cut off has next
     to no variance, and the ridge is fitted on all of the training times.
     """
     axes = principal_axes(features, train[:: max(1, len(train) // (2 * NARROWED))], NARROWED, passes=1)
     mean, vectors = axes.mean.astype(np.float32), axes.axes.astype(np.float32)
-    return Rows(lambda steps: (features.read(steps) - mean) @ vectors, vectors.shape[1])
+    return Projection(lambda values: (values - mean) @ vectors, vectors.shape[1])
 
 
 def remembered(rows: Rows, times: np.ndarray) -> Rows:
