@@ -77,8 +77,8 @@ def demo(
     if scores.exists():
         rows = pd.read_csv(scores)
     else:
-        # Without the controls that train a network, which would take as long again.
-        rows = probe(model, path, controls="quick", out=out / "probe", progress=progress)
+        # Without the controls that train a network, and without local ridges: either would take as long again.
+        rows = probe(model, path, controls="quick", probes="ridge", out=out / "probe", progress=progress)
     _pictures(model, path, out)
     opened = open_archive(path)
     print(format_table(rows, units_of(opened)))

@@ -21,6 +21,8 @@ SCALE_ROWS = 512
 """At most so many training times tell the scale of a kind of features."""
 BASIS_VALUES = 2**27
 """Training features in the eigenbasis are kept between leads where they are no more values than this: 512 MB."""
+PRODUCT_VALUES = 2**24
+"""Products of features and targets are summed in double precision where they are no more than this: 128 MB."""
 CHOICE_TARGETS = 512
 """A strength is chosen on at most so many targets of a group, evenly spaced."""
 
@@ -167,6 +169,10 @@ class Ridge:
 
     def _correlate(self, target: Rows, mean: np.ndarray, train: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
         """Targets in the eigenbasis: V^T X^T Y (primal; X V may be at hand) or U^T Y (dual)."""
+        if self._primal and basis is None and self.features_.width * target.width <= PRODUCT_VALUES:
+            # In double precision, since V undoes what the largest of X have in common; it spares X V.
+            product = sum(self._centred(block).T @ (target.read(block) - mean) for block in row_blocks(train))
+            return (self._vectors.T @ product).astype(np.float32)
         total = np.zeros((len(self._eigenvalues), target.width), dtype=np.float32)
         vectors = self._vectors.astype(np.float32)
         for first in range(0, len(train), BLOCK_ROWS):

@@ -127,14 +127,16 @@ def test_groups_and_leads_are_independent() -> None:
         np.testing.assert_allclose(alone.predict(TEST)[0], together.predict(TEST)[0][:, columns], atol=1e-5)
 
 
+@pytest.mark.parametrize("products", [0, 2**24])
 @pytest.mark.parametrize("width", [20, 200])
-def test_blocks_are_invisible(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_invisible(width: int, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, targets = data(width)
     one = Ridge().fit(rows_of(features), [rows_of(targets)], TRAIN, VALIDATION, weights=np.ones(3))
     whole = one.predict(TEST)[0]
     monkeypatch.setattr(home, "BLOCK_ROWS", 7)
     monkeypatch.setattr(home, "BLOCK_COLUMNS", 3)
     monkeypatch.setattr(home, "BASIS_VALUES", 0)  # nothing is kept between leads
+    monkeypatch.setattr(home, "PRODUCT_VALUES", products)
     two = Ridge().fit(rows_of(features), [rows_of(targets)], TRAIN, VALIDATION, weights=np.ones(3))
     np.testing.assert_allclose(two.predict(TEST)[0], whole, atol=1e-4)
 
