@@ -2,10 +2,9 @@
 
     python analysis/readme_tables.py
 
-`analysis/results/demo/scores.csv` is what `scijepa probe runs/demo ARCHIVE --controls quick` leaves after `make demo`, whose
-own scores lack the local ridges; the files in
-`analysis/results/sea_level_pressure` and `analysis/results/speedy` are what `analysis/climate_panels.py` left. A test
-holds the texts to these.
+`analysis/results/demo/scores.csv` is what `scijepa probe runs/demo ARCHIVE --controls quick` leaves after `make demo`,
+whose own scores lack the local ridges; the files in `analysis/results/sea_level_pressure` and `analysis/results/speedy`
+are what `analysis/climate_panels.py` left. A test holds the texts to these.
 """
 
 import sys
