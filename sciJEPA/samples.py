@@ -172,11 +172,14 @@ def _own_split(archive: Archive) -> np.ndarray | None:
 
 
 def _parameter_groups(archive: Archive) -> np.ndarray:
-    """A number for every series; series with the same values of all parameters share it."""
+    """A number for every series; series with the same values of all parameters share it.
+
+    Parameters are taken by name: a copy of the archive that stores them in another order has the same splits.
+    """
     ds = archive.ds
     parameters = [
         ds[name].values.ravel()
-        for name in ds.variables
+        for name in sorted(ds.variables, key=str)
         if len(archive.series) == 1 and ds[name].dims == archive.series and name not in archive.series
         if ds[name].dtype.kind in "fiu"
     ]

@@ -180,3 +180,19 @@ def test_dates_need_a_calendar():
 def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         DataConfig(**wrong)
+
+
+def test_the_order_in_which_parameters_are_stored_moves_no_trajectory() -> None:
+    rng = np.random.default_rng(0)
+    flow = xr.Dataset(
+        {
+            "u": (("trajectory", "time", "x"), rng.normal(size=(20, 6, 8)).astype(np.float32)),
+            "viscosity": ("trajectory", rng.permutation(20) / 10),
+            "drag": ("trajectory", rng.permutation(20) / 10),
+        },
+        {"time": np.arange(6), "x": np.linspace(0, 1, 8, endpoint=False)},
+        {"boundary": "periodic in x"},
+    )
+    one, other = (split_steps(open_archive(flow[names]), DataConfig(window=2, context=1))
+                  for names in (["u", "viscosity", "drag"], ["drag", "u", "viscosity"]))  # fmt: skip
+    assert one == other
