@@ -57,7 +57,7 @@ def test_names_there_and_back() -> None:
 
 def test_scores_are_those_of_the_panel(stored: Path, model, waves: Path) -> None:  # type: ignore[no-untyped-def]
     found = numbers(score(stored, waves))
-    rows = probe(model, waves, lead=["1D", "3D"], controls="persistence", progress=False)
+    rows = probe(model, waves, lead=["1D", "3D"], controls="persistence", probes="ridge", progress=False)
     panel = numbers(rows[rows["metric"] != "rank"])
     for lead in ("1D", "3D"):
         # the panel's issue times are 36, with a whole window inside the test split; these are 37
