@@ -27,11 +27,11 @@ from sciJEPA.forecasting.rollout import Carrier
 from sciJEPA.hub import random_model
 from sciJEPA.judging.baselines import Climatology, DampedPersistence, Persistence, fields, patch_components
 from sciJEPA.judging.field_statistics import moments_and_spectrum
-from sciJEPA.judging.local_ridge import LocalRidge, local_windows
+from sciJEPA.judging.local_ridge import LocalRidge
 from sciJEPA.judging.parameters import r2_draws, split_numbers, trajectory_parameters
 from sciJEPA.judging.problem import Problem
 from sciJEPA.judging.protocols import WELL_WINDOWS, vrmse_of
-from sciJEPA.probes import Rows, side_by_side
+from sciJEPA.probes import Rows
 from sciJEPA.probing.index import RegressionProbe
 
 SETTINGS: dict[str, Any] = {
@@ -173,12 +173,7 @@ def forecast_scores(
         return Rows(lambda steps: latest[place[steps]], latest.shape[1])
 
     def local(*parts: Rows) -> LocalRidge:
-        beside = [*parts, local_windows(problem, shape)]
-        return LocalRidge.fit(problem, side_by_side(beside, problem.train, places=int(np.prod(shape))), shape)
-
-    def foreseen(model: sciJEPA.Model) -> Rows:
-        carrier = Carrier.bare(problem, model)
-        return Rows(carrier.foreseen, carrier.ahead * carrier.places * model.config.predictor.width)
+        return LocalRidge.beside_window(problem, parts, shape)
 
     methods: dict[str, Any] = {
         "persistence": lambda: Persistence(reader, leads),
@@ -190,7 +185,9 @@ def forecast_scores(
         if name != "moments_and_spectrum":
             methods[name] = lambda values=latents.values: local(rows_of(values))
     for name, own in (("mae_predicted", "mae"), ("jepa_predicted", "jepa_target")):
-        methods[name] = lambda own=own: local(rows_of(found[own].values), foreseen(models[own]))
+        methods[name] = lambda own=own: local(
+            rows_of(found[own].values), Carrier.bare(problem, models[own]).foreseen_rows
+        )
     rows, alive = [], living(problem)
     for name, make in methods.items():
         probe = "none" if name in ("persistence", "climatology", "damped_persistence") else "local"

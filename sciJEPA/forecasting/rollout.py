@@ -125,6 +125,11 @@ class Carrier:
         """What the predictor's answers for the token times ahead are read from: rows (n, places * ahead * width)."""
         return np.concatenate([self._foreseen(part) for part in _batches(steps)])
 
+    @property
+    def foreseen_rows(self) -> Rows:
+        """`foreseen`, as features of a probe."""
+        return Rows(self.foreseen, self.places * self.ahead * self.model.config.predictor.width)
+
     def _foreseen(self, steps: np.ndarray) -> np.ndarray:
         jepa, batch = self.model.jepa, self._issue_windows(steps)
         with torch.inference_mode():

@@ -7,7 +7,6 @@ task, so it is a ceiling that a frozen encoder need not reach.
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from sciJEPA.judging.baselines import (
     windows,
 )
 from sciJEPA.judging.leakage import refuse_hindsight
-from sciJEPA.judging.local_ridge import LocalRidge, Places, local_windows
+from sciJEPA.judging.local_ridge import LocalRidge, Places
 from sciJEPA.judging.panel_cache import Cache
 from sciJEPA.judging.problem import Problem, remembered
 from sciJEPA.judging.supervised import Supervised
@@ -174,9 +173,8 @@ class Methods:
                 "jepa_predicted and mae_predicted need a predictor that was trained on times to come: data.window "
                 "above data.context, and masking.forecast above 0 without horizons."
             )
-        carrier = Carrier.bare(problem, model)
         latents = latent_rows([self._latents(model, encoder)], problem.archive)
-        ahead = Rows(carrier.foreseen, carrier.ahead * carrier.places * model.config.predictor.width)
+        ahead = Carrier.bare(problem, model).foreseen_rows
         if kind == "ridge" and not problem.narrows(latents.width + ahead.width):
             ahead = remembered(ahead, np.concatenate([problem.train, problem.validation, problem.test]))
         return self._ridge([latents, ahead], kind)
@@ -188,9 +186,7 @@ class Methods:
         """
         problem = self.problem
         if kind == "local":
-            shape = problem.inputs[0].tokenizer.grid.space
-            parts = [*parts, local_windows(problem, shape)]
-            return LocalRidge.fit(problem, side_by_side(parts, problem.train, places=math.prod(shape)), shape)
+            return LocalRidge.beside_window(problem, parts, problem.inputs[0].tokenizer.grid.space)
         parts = parts or [windows(problem.input_reader, problem.context)]
         rows = side_by_side(parts, problem.train) if len(parts) > 1 else parts[0]
         return problem.fit(KINDS["ridge"](1, problem.seed), rows)

@@ -18,7 +18,7 @@ from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.judging.baselines import fields
 from sciJEPA.judging.problem import NARROWED, Problem, remembered
-from sciJEPA.probes import Ridge, Rows
+from sciJEPA.probes import Ridge, Rows, side_by_side
 from sciJEPA.probing.principal import principal_axes
 
 FITTED_ROWS, CHOOSING_ROWS = 2**18, 2**14
@@ -146,6 +146,12 @@ class LocalRidge:
     places: Places
     ridge: Ridge
     value: np.ndarray
+
+    @classmethod
+    def beside_window(cls, problem: Problem, parts: Sequence[Rows], shape: Sequence[int]) -> "LocalRidge":
+        """Fit on features of several kinds beside the raw window; on that alone where there are none."""
+        kinds = [*parts, local_windows(problem, shape)]
+        return cls.fit(problem, side_by_side(kinds, problem.train, places=math.prod(shape)), shape)
 
     @classmethod
     def fit(cls, problem: Problem, features: Rows, shape: Sequence[int]) -> "LocalRidge":
