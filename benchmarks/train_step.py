@@ -2,6 +2,8 @@
 
     python benchmarks/train_step.py                                    # tiny, small, base and the reference's sizes
     python benchmarks/train_step.py --reference ../ijepa --sizes small --json train_step.json
+    python benchmarks/train_step.py --reference ../ijepa --sizes small --compile           # where there is a GPU
+    python benchmarks/train_step.py --sizes base large --batch 256 --dtypes bfloat16 --compile
 
 Inputs are images of 3 channels and 224 x 224 values in memory, cut into 196 patches of 16 x 16, in batches of 32. A
 step is all that training does: draw masks and stack the batch (data), encode all tokens by the moving average (target),
@@ -18,14 +20,20 @@ context through its blocks for each target; sciJEPA clips gradients; its attenti
 fused, as in its training, where the reference's is torch's choice, as in its code. The reference's loop is a script
 that cannot be imported: its step is put together here, with torch's multi-tensor call for the moving average.
 
+With --compile a step of sciJEPA is compiled at once, which needs sizes that do not change, as those of its own masks do
+not: then its masks have the collator's average sizes (`REFERENCE_MASKS`), and not those of each batch.
+
 Methods take turns: one step of each in a round, and in every round a matrix product in each precision. Printed are
-medians of the rounds after the first. Model FLOPs are the multiplications and additions of the matrix products that the
+medians of the rounds after the first. On a GPU a turn is many steps (--steps), which nothing stops to read a clock, and
+batches are drawn and pinned before it begins, on both sides, as loaders do in their workers: there "data" is their way
+to the GPU. Model FLOPs are the multiplications and additions of the matrix products that the
 step needs (a backward pass is two forward passes); "of matrix" is their rate over that of a product of square matrices.
 """
 
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import statistics
 import sys
@@ -41,7 +49,7 @@ from torch import Tensor
 
 from sciJEPA.config import RunConfig
 from sciJEPA.encoder import EncoderConfig
-from sciJEPA.jepa import JEPA, ObjectiveConfig
+from sciJEPA.jepa import JEPA, ObjectiveConfig, compiled_in_training
 from sciJEPA.masking import MaskPlan
 from sciJEPA.memory import keep_freed_memory
 from sciJEPA.plan import precision, step_flops
@@ -51,34 +59,64 @@ from sciJEPA.tokenizers.grid import GridSpec, GridTokenizer, GridTokenizerConfig
 
 CHANNELS, PIXELS, PATCH = 3, 224, 16
 PATCHES = (PIXELS // PATCH) ** 2
-REFERENCE_MASKS = 56, 4 * 33  # visible tokens and targets where there is no reference to draw them: its averages
+REFERENCE_MASKS = 56, 4 * 33  # visible tokens and targets where the reference does not draw them: its averages
 HALF = PATCHES // 2, PATCHES // 2
 PREDICTORS = {"tiny": (64, 2), "small": (96, 2), "base": (192, 4), "large": (384, 6)}
-PARTS = ("data", "target", "context", "predictor", "optimizer")
-MATRIX = 1024
+PARTS = ("data", "target", "context", "predictor", "at once", "optimizer")
+"""Of a step; at once: target, context and predictor where they are compiled together."""
+MATRIX = {"cpu": 1024, "cuda": 8192}
+STEPS = {"cpu": 1, "cuda": 20}
 MASKS = {"pred_mask_scale": (0.15, 0.2), "enc_mask_scale": (0.85, 1.0), "aspect_ratio": (0.75, 1.5), "min_keep": 10}
 """Those of the reference's configurations."""
 
-Draw = Callable[[list[Tensor]], tuple[Tensor, list[Tensor], list[Tensor]]]
-"""Images -> their stack, visible token numbers and target token numbers of each image, as lists of masks."""
+Drawn = tuple[Tensor, list[Tensor], list[Tensor]]
+"""A stack of images, visible token numbers and target token numbers of each image, as lists of masks."""
+Draw = Callable[[list[Tensor]], Drawn]
+OURS = "reference sizes"
+"""Name of sciJEPA at the sizes of the reference."""
 
 
 class Clock:
-    """Seconds by part of a step."""
+    """Seconds by part of a step; on a GPU by marks in its queue of work, for which nothing waits."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, dict.fromkeys(PARTS, 0.0)
+        self.device, self.spans = device, list[tuple[str, Any, Any, int]]()
 
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    def now(self) -> Any:
+        """A moment: on a GPU that at which it gets here."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def count(self, part: str, start: Any, stop: Any, sign: int = 1) -> None:
+        """Count the time between two moments as that of a part, or as not that of it."""
+        self.spans.append((part, start, stop, sign))
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str, within: str | None = None) -> Iterator[None]:
+        """Count the time until the end of the context, and not as that of the part around it."""
         start = self.now()
         yield
-        self.seconds[name] += self.now() - start
+        stop = self.now()
+        self.count(name, start, stop)
+        if within:
+            self.count(within, start, stop, -1)
+
+    def seconds(self) -> dict[str, float]:
+        """By part."""
+        found = dict.fromkeys(PARTS, 0.0)
+        wait(self.device)
+        for part, start, stop, sign in self.spans:
+            found[part] += sign * (stop - start if isinstance(start, float) else start.elapsed_time(stop) / 1e3)
+        return found
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass
@@ -87,25 +125,47 @@ class Method:
 
     name: str
     dtype: str
-    step: Callable[[list[Tensor], Clock], None]
+    draw: Draw
+    step: Callable[[Callable[[], Drawn], Clock], None]
     flops: Callable[[], float]
     """Of a sample, in the last step."""
-    seconds: list[dict[str, float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Of a step, in each turn."""
+    parts: list[dict[str, float]] = field(default_factory=list)
     counted: list[float] = field(default_factory=list)
-    """FLOPs of a sample in each step: masks differ in size."""
+    """FLOPs of a sample in each turn: masks differ in size."""
 
-    def time(self, images: list[Tensor], device: torch.device, seed: int) -> float:
-        """Seconds of a step; the seed makes the masks of a round the same for all."""
+    def turn(self, images: list[list[Tensor]], device: torch.device, seed: int) -> float:
+        """Seconds of a step, taken from one for each batch; the seed makes the masks of a round the same for all."""
         torch.manual_seed(seed)
-        clock = Clock(device)
-        self.step(images, clock)
-        self.seconds.append(clock.seconds)
-        self.counted.append(self.flops())
-        return sum(clock.seconds.values())
+        drawn = [functools.partial(self.draw, batch) for batch in images]
+        if device.type == "cuda":
+            drawn = [functools.partial(_same, pinned(draw())) for draw in drawn]
+        clock, flops = Clock(device), []
+        wait(device)
+        start = time.perf_counter()
+        for draw in drawn:
+            self.step(draw, clock)
+            flops.append(self.flops())
+        wait(device)
+        self.seconds.append((time.perf_counter() - start) / len(images))
+        self.parts.append({part: spent / len(images) for part, spent in clock.seconds().items()})
+        self.counted.append(statistics.mean(flops))
+        return self.seconds[-1]
 
     def median(self) -> tuple[float, float]:
         """Seconds of a step, and FLOPs of a sample, without the first round."""
-        return statistics.median(sum(parts.values()) for parts in self.seconds[1:]), statistics.mean(self.counted[1:])
+        return statistics.median(self.seconds[1:]), statistics.mean(self.counted[1:])
+
+
+def pinned(drawn: Drawn) -> Drawn:
+    """The same where the GPU can fetch it by itself."""
+    stack, visible, wanted = drawn
+    return stack.pin_memory(), [mask.pin_memory() for mask in visible], [mask.pin_memory() for mask in wanted]
+
+
+def _same(drawn: Drawn) -> Drawn:
+    return drawn
 
 
 # --- sciJEPA ----------------------------------------------------------------------------------------------------------
@@ -121,8 +181,14 @@ def build(encoder: EncoderConfig, predictor: PredictorConfig, objective: Objecti
 class Ours:
     """The step of `sciJEPA.pretrain` without Lightning around it."""
 
-    def __init__(self, jepa: JEPA, dtype: str, device: torch.device, draw: Draw) -> None:
-        self.jepa, self.dtype, self.device, self.draw = jepa.to(device), dtype, device, draw
+    def __init__(self, jepa: JEPA, dtype: str, device: torch.device, compile_as: str | None = None) -> None:
+        self.jepa, self.dtype, self.device, self.at_once = jepa.to(device), dtype, device, False
+        if compile_as == "blocks":
+            for block in [*jepa.encoder.blocks, *jepa.predictor.blocks, *jepa.target_encoder.blocks]:
+                block.compile()
+        elif compile_as:
+            mode = None if compile_as == "step" else "reduce-overhead"
+            jepa.__dict__["compare"], self.at_once = compiled_in_training(jepa.compare, mode=mode), True
         learned = [p for p in jepa.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in learned if p.ndim > 1], "weight_decay": 0.05},
@@ -134,9 +200,9 @@ class Ours:
     def flops(self) -> float:
         return step_flops(self.jepa, "image", *self.sizes, scope=PATCHES)
 
-    def __call__(self, images: list[Tensor], clock: Clock) -> None:
+    def __call__(self, draw: Callable[[], Drawn], clock: Clock) -> None:
         with clock.part("data"):
-            stack, visible, wanted = self.draw(images)
+            stack, visible, wanted = draw()
             plan = MaskPlan(visible[0], torch.cat(wanted, dim=1), "blocks").to(self.device)
             batch = Batch(stack[:, :, None], None, torch.zeros(len(stack), 1, 4), torch.arange(len(stack)))
             batch = batch.to(self.device)
@@ -150,28 +216,32 @@ class Ours:
 
     def learn(self, batch: Batch, plan: MaskPlan, clock: Clock) -> None:
         """Forward and backward; what is neither target nor context is the predictor's."""
-        start, before = clock.now(), clock.seconds["target"] + clock.seconds["context"]
+        if self.at_once:
+            with clock.part("at once"):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                    output = self.jepa(batch, plan)
+                output.terms.total.backward()
+            return
+        start = clock.now()
         encoder, target = self.jepa.encoder, self.jepa.target_encoder
         with timed(encoder, "forward", clock, "context"), timed(target, "outputs", clock, "target"):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
                 output = self.jepa(batch, plan)
             # When the gradient of the context's latents is there, the rest of the backward pass is the encoder's.
-            reached: list[float] = []
+            reached: list[Any] = []
             output.context.register_hook(lambda gradient: reached.append(clock.now()))
             output.terms.total.backward()
-        stop = clock.now()
-        clock.seconds["context"] += stop - reached[0]
-        known = clock.seconds["target"] + clock.seconds["context"] - before
-        clock.seconds["predictor"] += stop - start - known
+        clock.count("context", reached[0], clock.now())
+        clock.count("predictor", start, reached[0])
 
 
 @contextlib.contextmanager
 def timed(module: torch.nn.Module, method: str, clock: Clock, part: str) -> Iterator[None]:
-    """Count the time within a method of a module as that of a part, while the context lasts."""
+    """Count the time within a method of a module as that of a part and not of the predictor while this lasts."""
     original = getattr(module, method)
 
     def counted(*arguments: Any) -> Any:
-        with clock.part(part):
+        with clock.part(part, within="predictor"):
             return original(*arguments)
 
     setattr(module, method, counted)
@@ -198,11 +268,11 @@ def random_masks(context: int, targets: int) -> Draw:
 class Reference:
     """The step of I-JEPA's training script, by the functions of its checkout."""
 
-    def __init__(self, dtype: str, device: torch.device, draw: Draw) -> None:
+    def __init__(self, dtype: str, device: torch.device) -> None:
         from src.masks.utils import apply_masks  # type: ignore[import-not-found]
         from src.models.vision_transformer import vit_predictor, vit_small  # type: ignore[import-not-found]
 
-        self.dtype, self.device, self.draw, self.apply_masks = dtype, device, draw, apply_masks
+        self.dtype, self.device, self.apply_masks = dtype, device, apply_masks
         self.encoder = vit_small(img_size=[PIXELS], patch_size=PATCH).to(device)
         self.predictor = vit_predictor(
             num_patches=PATCHES, embed_dim=384, predictor_embed_dim=384, depth=6, num_heads=6
@@ -228,11 +298,13 @@ class Reference:
         context = 12 * blocks(visible) + 6 * 4 * blocks(visible + target) + ends
         return 12 * blocks(PATCHES) + 3 * context + 3 * embedding
 
-    def __call__(self, images: list[Tensor], clock: Clock) -> None:
+    def __call__(self, draw: Callable[[], Drawn], clock: Clock) -> None:
         with clock.part("data"):
-            stack, visible, wanted = self.draw(images)
-            stack = stack.to(self.device)
-            visible, wanted = ([mask.to(self.device) for mask in masks] for masks in (visible, wanted))
+            stack, visible, wanted = draw()
+            stack = stack.to(self.device, non_blocking=True)
+            visible, wanted = (
+                [mask.to(self.device, non_blocking=True) for mask in masks] for masks in (visible, wanted)
+            )
         self.sizes = visible[0].shape[1], wanted[0].shape[1]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             with clock.part("target"), torch.no_grad():
@@ -243,12 +315,12 @@ class Reference:
             with clock.part("predictor"):
                 predicted = self.predictor(context, visible, wanted)
                 loss = torch.nn.functional.smooth_l1_loss(predicted, answers)
-        reached: list[float] = []
+        reached: list[Any] = []
         context.register_hook(lambda gradient: reached.append(clock.now()))
         start = clock.now()
         loss.backward()
-        clock.seconds["predictor"] += reached[0] - start
-        clock.seconds["context"] += clock.now() - reached[0]
+        clock.count("predictor", start, reached[0])
+        clock.count("context", reached[0], clock.now())
         with clock.part("optimizer"), torch.no_grad():
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -270,79 +342,84 @@ def collator(path: Path) -> Draw:
 
 
 def methods_of(options: argparse.Namespace, device: torch.device, dtypes: list[str]) -> list[Method]:
-    """All that takes turns; "reference sizes" is sciJEPA at the sizes of the reference."""
-
-    def draw() -> Draw:
-        # A collator each, as it counts its calls.
-        return collator(options.reference) if options.reference else random_masks(*REFERENCE_MASKS)
-
+    """All that takes turns."""
     methods = []
     for dtype in dtypes:
         if options.reference:
-            reference = Reference(dtype, device, draw())
-            methods.append(Method("reference", dtype, reference, reference.flops))
-        configs = {
-            "reference sizes": (
-                EncoderConfig(width=384, depth=12, heads=6),
-                PredictorConfig(width=384, depth=6, heads=6),
-                ObjectiveConfig(distance="smooth_l1", standardise="token", variance=0.0, covariance=0.0),
-            )
-        }
-        for size in options.sizes:
-            width, depth = PREDICTORS[size]
-            configs[size] = EncoderConfig(size=size), PredictorConfig(width=width, depth=depth), ObjectiveConfig()
-        for name, config in configs.items():
-            jepa = build(*config)
-            if options.compile:
-                for block in [*jepa.encoder.blocks, *jepa.predictor.blocks, *jepa.target_encoder.blocks]:
-                    block.compile()
-            ours = Ours(jepa, dtype, device, draw() if name == "reference sizes" else random_masks(*HALF))
-            methods.append(Method(name, dtype, ours, ours.flops))
+            masks = collator(options.reference)  # one each, as it counts its calls; and it finds the checkout
+            reference = Reference(dtype, device)
+            methods.append(Method("reference", dtype, masks, reference, reference.flops))
+        for size in [*(["reference"] if options.reference else []), *options.sizes]:
+            ours = Ours(build(*configs_of(size)), dtype, device, options.compile)
+            masks = random_masks(*(REFERENCE_MASKS if size == "reference" else HALF))
+            if options.reference and size == "reference" and options.compile not in ("step", "graphs"):
+                masks = collator(options.reference)
+            methods.append(Method(OURS if size == "reference" else size, dtype, masks, ours, ours.flops))
     return methods
+
+
+def configs_of(size: str) -> tuple[EncoderConfig, PredictorConfig, ObjectiveConfig]:
+    """Those of a size of the dial, or of the reference."""
+    if size == "reference":
+        objective = ObjectiveConfig(distance="smooth_l1", standardise="token", variance=0.0, covariance=0.0)
+        return EncoderConfig(width=384, depth=12, heads=6), PredictorConfig(width=384, depth=6, heads=6), objective
+    width, depth = PREDICTORS[size]
+    return EncoderConfig(size=size), PredictorConfig(width=width, depth=depth), ObjectiveConfig()
 
 
 def matrix_rate(dtype: str, device: torch.device, repeats: int = 5) -> float:
     """FLOP/s of a product of two square matrices."""
-    matrix = torch.randn(MATRIX, MATRIX, device=device).to(getattr(torch, dtype))
-    clock, seconds = Clock(device), []
+    size = MATRIX[device.type]
+    matrix, seconds = torch.randn(size, size, device=device).to(getattr(torch, dtype)), []
     for _ in range(repeats):
-        start = clock.now()
+        wait(device)
+        start = time.perf_counter()
         torch.mm(matrix, matrix)
-        seconds.append(clock.now() - start)
-    return 2 * MATRIX**3 / statistics.median(seconds[1:])
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[1:])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Samples per second by method, which take turns; prints the table."""
     device = torch.device(options.device)
-    dtypes = ["float32", "bfloat16"] if precision(RunConfig()) == "bfloat16" else ["float32"]
+    dtypes = options.dtypes or (["float32", "bfloat16"] if precision(RunConfig()) == "bfloat16" else ["float32"])
     torch.manual_seed(0)
     methods = methods_of(options, device, dtypes)
     pool = torch.randn(4 * options.batch, CHANNELS, PIXELS, PIXELS)
     rates: dict[str, list[float]] = {dtype: [] for dtype in dtypes}
     for number in range(options.rounds + 1):
-        images = list(pool[torch.randperm(len(pool))[: options.batch]])
+        orders = [torch.randperm(len(pool))[: options.batch] for _ in range(options.steps or STEPS[device.type])]
         for dtype in dtypes:
             rates[dtype].append(matrix_rate(dtype, device))
         for method in methods:
-            speed = options.batch / method.time(images, device, seed=number)
+            speed = options.batch / method.turn([list(pool[order]) for order in orders], device, seed=number)
             print(f"round {number} {method.name} {method.dtype}: {speed:.2f} samples/s", file=sys.stderr)
+    print(f"matrix products of {MATRIX[device.type]} x {MATRIX[device.type]} on {name_of(device)}")
     return table(methods, {dtype: statistics.median(found[1:]) for dtype, found in rates.items()}, options.batch)
+
+
+def name_of(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of a processor"
 
 
 def table(methods: list[Method], rates: dict[str, float], batch: int) -> dict[str, Any]:
     """Print a line a method; gives what --json writes."""
     for dtype, rate in rates.items():
-        print(f"matrix product of {MATRIX} x {MATRIX}, {dtype}: {rate / 1e9:.0f} GFLOP/s")
-    parts = "".join(f"{part + ' ms':>14}" for part in PARTS)
+        print(f"{dtype}: {rate / 1e9:.0f} GFLOP/s")
+    shown_parts = [part for part in PARTS if any(spent[part] for method in methods for spent in method.parts)]
+    parts = "".join(f"{part + ' ms':>14}" for part in shown_parts)
     print(f"{'':<17}{'':<10}{'samples/s':>10}{'tokens/s':>10}{'GFLOP':>8}{'GFLOP/s':>9}{'of matrix':>10}{parts}")
     sizes: dict[str, dict[str, Any]] = {}
     for method in methods:
         seconds, flops = method.median()
         speed = batch / seconds
         fraction = flops * speed / rates[method.dtype]
-        split = {part: statistics.median(s[part] for s in method.seconds[1:]) for part in PARTS}
-        shown = "".join(f"{spent * 1e3:>14.0f}" for spent in split.values())
+        split = {part: statistics.median(s[part] for s in method.parts[1:]) for part in shown_parts}
+        shown = "".join(f"{spent * 1e3:>14.3g}" for spent in split.values())
         print(
             f"{method.name:<17}{method.dtype:<10}{speed:>10.2f}{speed * PATCHES:>10.0f}{flops / 1e9:>8.2f}"
             f"{flops * speed / 1e9:>9.0f}{fraction:>10.0%}{shown}"
@@ -351,8 +428,8 @@ def table(methods: list[Method], rates: dict[str, float], batch: int) -> dict[st
         sizes.setdefault(method.name, {})[method.dtype] = found
     for dtype in rates:
         if "reference" in sizes:
-            ours, theirs = (sizes[name][dtype]["samples_per_second"] for name in ("reference sizes", "reference"))
-            print(f"{dtype}: {ours / theirs:.2f} times the reference's samples/s (1.5 or more)")
+            ours, theirs = (sizes[name][dtype]["samples_per_second"] for name in (OURS, "reference"))
+            print(f"{dtype}: {ours / theirs:.2f} times the reference's samples/s")
     return results(sizes)
 
 
@@ -363,12 +440,12 @@ def results(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found = sizes.get(name, {}).get(dtype)
         return found and found["samples_per_second"]
 
-    shown = sizes.get("small", sizes["reference sizes"])
+    shown = sizes.get("small", list(sizes.values())[-1])
     return {
         "reference": speed("reference", "float32"),
         "reference_bfloat16": speed("reference", "bfloat16"),
-        "float32": speed("reference sizes", "float32"),
-        "bfloat16": speed("reference sizes", "bfloat16"),
+        "float32": speed(OURS, "float32"),
+        "bfloat16": speed(OURS, "bfloat16"),
         "matrix_fraction": shown[list(shown)[-1]]["matrix_fraction"],
         "sizes": sizes,
     }
@@ -376,17 +453,29 @@ def results(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="*", choices=list(PREDICTORS), default=["tiny", "small", "base"])
-    parser.add_argument("--reference", type=Path, help="checkout of facebookresearch/ijepa, timed in the same rounds")
+    parser.add_argument("--sizes", nargs="*", choices=["reference", *PREDICTORS], default=["tiny", "small", "base"])
+    parser.add_argument(
+        "--reference", type=Path, help="checkout of facebookresearch/ijepa, timed in the same rounds, as is its size"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of a turn; by default 1, on a GPU 20")
+    parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], help="by default all that it has")
     parser.add_argument("--threads", type=int, default=1, help="of the processor; more pay where cores are not shared")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="compile sciJEPA's blocks, as training.compile does")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="step",
+        choices=["blocks", "step", "graphs"],
+        help="compile sciJEPA's step, as training.compile does on a GPU, or its blocks alone, as it does elsewhere; or "
+        "the step with CUDA graphs",
+    )
     parser.add_argument("--json", type=Path, help="write samples/s, matrix_fraction and the table to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in sciJEPA's training; the reference does not use it
     found = measure(options)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))

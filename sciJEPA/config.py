@@ -63,7 +63,7 @@ class TrainingConfig:
     shard: bool = False
     """Share the weights out over the processes too: for models that one GPU cannot train."""
     compile: bool = False
-    """Compile the transformer blocks; needs a C++ compiler, and pays in long runs."""
+    """Compile the step on a single GPU, elsewhere the transformer blocks; needs a C++ compiler, pays in long runs."""
     checkpoint_activations: bool = False
     """Compute the blocks' activations again in the backward pass: less memory, a third more work."""
     keep: str = "last"

@@ -1,8 +1,8 @@
 """Wiring: context, target, predict, energy. Nothing here learns that is not defined elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -182,21 +182,28 @@ class JEPA(nn.Module):
         """
         tokenizer = tokenizer or self._tokenizer_of(batch)
         tokens = tokenizer(batch)
+        known = self._without_forcings(tokens, batch, tokenizer)
+        return self.compare(tokens, known, plan, tokenizer.grid, step)
+
+    def compare(self, tokens: Tokens, known: Tokens, plan: MaskPlan, grid: TokenGrid, step: int = 0) -> StepOutput:
+        """Loss of tokens under a mask plan: all of a step that is computed with weights, and can be compiled at once.
+
+        `known` are the tokens as the target encoder may see them.
+        """
         visible = tokens.take(plan.context)
         if plan.channels is not None:
             visible = visible.only(plan.channels)
         latents = self.encoder(visible)
         context = self.norm(latents)
-        known = self._without_forcings(tokens, batch, tokenizer)
         wanted = known.take(plan.target)
         seen = wanted.attendable(visible, visible.seen)
         states = self.predictor.states(context, visible.features, wanted.features, seen, tokens.domain)
         predicted = self.predictor.answer(states, tokens.domain)
-        target, encoded = self._targets(known, wanted, plan, tokenizer.grid)
+        target, encoded = self._targets(known, wanted, plan, grid)
         branches = [(latents, plan.context, visible.seen)]
         if self.objective.gradient:
             branches.append((encoded, plan.target, wanted.seen))
-        terms = [self._regularise(*branch, tokenizer.grid, step) for branch in branches]
+        terms = [self._regularise(*branch, grid, step) for branch in branches]
         prediction = prediction_distance(predicted, target, wanted.weight, distance=self.objective.distance)
         variance, covariance, sigreg = (torch.stack(part).mean() for part in zip(*terms, strict=True))
         weights = self.objective.weights
@@ -276,6 +283,19 @@ class JEPA(nn.Module):
 
     def _tokenizer_of(self, batch: Batch) -> Tokenizer:
         return self.tokenizers[batch.domain] if batch.domain else self.tokenizer
+
+
+def compiled_in_training(compare: Callable[..., StepOutput], **options: Any) -> Callable[..., StepOutput]:
+    """`JEPA.compare` compiled for steps, and as it is where nothing is trained.
+
+    `options` are those of `torch.compile`.
+    """
+    compiled = torch.compile(compare, **options)
+
+    def chosen(*arguments: Any) -> StepOutput:
+        return (compiled if torch.is_grad_enabled() else compare)(*arguments)
+
+    return chosen
 
 
 def _require_times(name: str, grid: TokenGrid) -> None:

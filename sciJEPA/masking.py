@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sciJEPA.errors import UserError
+from sciJEPA.memory import moved
 
 Strategy = Literal["forecast", "blocks", "random", "variable"]
 
@@ -71,7 +72,7 @@ class MaskPlan:
 
     def to(self, device: torch.device | str) -> "MaskPlan":
         """The same plan on another device."""
-        return MaskPlan(self.context.to(device), self.target.to(device), self.strategy, self.channels)
+        return MaskPlan(moved(self.context, device), moved(self.target, device), self.strategy, self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,10 @@
-"""Memory that a step has freed is kept for the next step, which asks for the same again."""
+"""Memory of a step: what it has freed is kept for the next one, and what a GPU needs lies where it can fetch it."""
 
 import ctypes
+import functools
+
+import torch
+from torch import Tensor
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Numbers of glibc's `mallopt`."""
@@ -22,3 +26,21 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return False
     return bool(mallopt(MMAP_THRESHOLD, 2**30) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on another device; a GPU fetches it while it still computes what it was given before."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    here, copies = torch.cuda.current_stream(device), _copies(str(device))
+    with torch.cuda.stream(copies):
+        fetched = tensor.pin_memory().to(device, non_blocking=True)
+    here.wait_stream(copies)
+    fetched.record_stream(here)  # or its memory could be given away before it is read
+    return fetched
+
+
+@functools.cache
+def _copies(device: str) -> torch.cuda.Stream:
+    """The queue of copies to a GPU."""
+    return torch.cuda.Stream(device)

@@ -30,7 +30,7 @@ from sciJEPA.config import RunConfig, config_from_dict, config_to_dict, config_t
 from sciJEPA.errors import UserError
 from sciJEPA.forcings import masker_of
 from sciJEPA.hub import Domain, Model, build_jepa, load, tokenizers_of
-from sciJEPA.jepa import JEPA, StepOutput
+from sciJEPA.jepa import JEPA, StepOutput, compiled_in_training
 from sciJEPA.loader import BatchStream, WindowReader
 from sciJEPA.losses import LossTerms
 from sciJEPA.masking import Masker
@@ -231,7 +231,8 @@ class _Run(lightning.LightningModule):
     def training_step(self, batch: list[Item], index: int) -> torch.Tensor:
         """Sum over domains of weight times loss, over the sum of the weights: every step has a batch of each."""
         self.stepped = False
-        self.outputs = {data.domain: self.jepa(data, plan, step=self.global_step) for data, plan in batch}
+        step = self.global_step if self.jepa.objective.weights[2] else 0  # a number that changes is compiled again
+        self.outputs = {data.domain: self.jepa(data, plan, step=step) for data, plan in batch}
         if len(batch) == 1:
             loss = next(iter(self.outputs.values())).terms.total
         else:
@@ -402,7 +403,7 @@ def _check_devices(devices: int) -> None:
 
 @contextlib.contextmanager
 def _accelerated(jepa: JEPA, config: RunConfig) -> Iterator[None]:
-    """Blocks compiled, or their activations computed again in the backward pass, while the run lasts."""
+    """The step compiled, or its activations computed again in the backward pass, while the run lasts."""
     training = config.training
     trained = [*jepa.encoder.blocks, *jepa.predictor.blocks]
     if training.checkpoint_activations:
@@ -410,14 +411,23 @@ def _accelerated(jepa: JEPA, config: RunConfig) -> Iterator[None]:
             # An attribute of the block that hides its class's method.
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     frozen = [block for block in jepa.target.module.modules() if type(block) is type(jepa.encoder.blocks[0])]
-    compiled = [*trained, *frozen] if training.compile else []
+    # One GPU: the whole step. Otherwise block by block, as processes talk to each other in between.
+    at_once = training.compile and training.devices == 1 and torch.cuda.is_available()
+    compiled = [*trained, *frozen] if training.compile and not at_once else []
     for block in compiled:
         block.compile()
+    if at_once:
+        # An attribute of the model that hides its class's method.
+        # CUDA graphs, which start a step's kernels at once, keep no gradients from one batch to the next.
+        mode = "reduce-overhead" if training.accumulate == 1 else None
+        jepa.__dict__["compare"] = compiled_in_training(jepa.compare, mode=mode)
     try:
         yield
     finally:
         for block in compiled:
             block._compiled_call_impl = None
+        if at_once:
+            del jepa.__dict__["compare"]
         if training.checkpoint_activations:
             for block in trained:
                 del block.forward
@@ -425,8 +435,8 @@ def _accelerated(jepa: JEPA, config: RunConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _settings(config: RunConfig) -> Iterator[None]:
-    """Torch's threads as configured and Lightning's hints silenced, while the run lasts."""
-    threads = torch.get_num_threads()
+    """Torch's threads and attention as they are best for training, Lightning's hints silenced, while the run lasts."""
+    threads, cudnn = torch.get_num_threads(), torch.backends.cuda.cudnn_sdp_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -434,8 +444,10 @@ def _settings(config: RunConfig) -> Iterator[None]:
         try:
             if config.training.threads:
                 torch.set_num_threads(config.training.threads)
+            torch.backends.cuda.enable_cudnn_sdp(False)
             yield
         finally:
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
             if config.training.threads:
                 torch.set_num_threads(threads)
 

@@ -1,4 +1,8 @@
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -363,3 +367,36 @@ def test_hidden_channels_do_not_leak_into_predictions(target):
     first, second = jepa(batch, mask), jepa(dataclasses.replace(batch, values=values), mask)
     assert torch.equal(first.predicted, second.predicted) and torch.equal(first.context, second.context)
     assert not torch.equal(first.target, second.target)
+
+
+COMPILED = """
+import torch
+from test_jepa import build, data, plan
+from sciJEPA.jepa import compiled_in_training
+
+for objective, missing in (({}, 0.0), ({"target": "mae"}, 0.3), ({"target": "vicreg", "over": "time"}, 0.3)):
+    found = []
+    for compiled in (False, True):
+        jepa = build(**objective)
+        if compiled:
+            # As a whole, or not at all: a break in it would start many small kernels again.
+            whole = compiled_in_training(jepa.compare, backend="aot_eager", fullgraph=True)
+            jepa.__dict__["compare"] = whole
+        loss = jepa(data(missing=missing), plan("forecast")).terms.total
+        loss.backward()
+        gradients = {name: weight.grad for name, weight in jepa.named_parameters() if weight.grad is not None}
+        with torch.no_grad():
+            again = jepa(data(missing=missing), plan("forecast")).terms.total
+        torch.testing.assert_close(again, loss.detach())
+        found.append({"loss": loss.detach(), **gradients})
+    torch.testing.assert_close(found[1], found[0])
+print("compiled", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+def test_a_step_can_be_compiled_as_a_whole(repository: Path) -> None:
+    # In a process without checks of shapes, which the compiler does not understand.
+    environment = os.environ | {"PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "compiled 3\n"

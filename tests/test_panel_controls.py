@@ -1,5 +1,4 @@
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +104,7 @@ def test_the_same_again_takes_no_fit(
     everything: pd.DataFrame, run: Path, waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Methods, "make", None)
-    begun = time.monotonic()
     again = probe(run, waves, lead=LEADS, probes=["ridge", "knn"], out=tmp_path / "probe", progress=False)
-    assert time.monotonic() - begun < 10
     pd.testing.assert_frame_equal(again, everything)
     forecast = xr.open_zarr(tmp_path / "probe/forecasts.zarr", consolidated=False)
     assert forecast.attrs["method"] == "jepa_target"

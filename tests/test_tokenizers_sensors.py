@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -451,11 +450,8 @@ def test_a_configuration_that_cannot_be_says_what_can(config, message):
         make(**config)
 
 
-def test_five_hundred_channels_take_a_fraction_of_a_second():
-    # 64 windows of 512 steps are 16 million values; measured on one slow core. The limit leaves room for a busy one.
+def test_five_hundred_channels_of_many_steps():
+    # 64 windows of 512 steps are 16 million values.
     tokenizer = make((), tuple(f"c{number}" for number in range(500)), window=512, context=384, patch_time=32)
-    data = batch(tokenizer, 64, missing=0.1)
-    start = time.perf_counter()
-    tokens = tokenizer(data)
-    assert time.perf_counter() - start < 5
+    tokens = tokenizer(batch(tokenizer, 64, missing=0.1))
     assert tokens.values.shape == (64, 16 * 500, 1, 32)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.masking import TokenGrid
+from sciJEPA.memory import moved
 
 Coordinate = tuple[np.ndarray, Mapping[str, str]]
 """Values of a coordinate for every token, and its attributes (units, long_name)."""
@@ -42,8 +43,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        observed = None if self.observed is None else self.observed.to(device, non_blocking=True)
-        values, calendar = (part.to(device, non_blocking=True) for part in (self.values, self.calendar))
+        observed = None if self.observed is None else moved(self.observed, device)
+        values, calendar = moved(self.values, device), moved(self.calendar, device)
         return dataclasses.replace(self, values=values, observed=observed, calendar=calendar)
 
 

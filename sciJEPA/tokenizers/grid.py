@@ -198,8 +198,8 @@ class GridTokenizer:
         observed = batch.observed
         if any(self._padding) and observed is None:
             observed = torch.ones_like(batch.values, dtype=torch.bool)
-        device = batch.values.device
-        place = self._place[: times * self.grid.per_time].to(device)
+        self._place = self._place.to(batch.values.device)
+        place = self._place[: times * self.grid.per_time]
         calendar = batch.calendar[:, self.config.patch_time - 1 :: self.config.patch_time]
         season = calendar.repeat_interleave(self.grid.per_time, dim=1)
         features = torch.cat([place.expand(len(season), -1, -1), season.to(place.dtype)], dim=-1)

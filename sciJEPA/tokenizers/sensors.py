@@ -263,7 +263,8 @@ class SensorTokenizer:
         instance: Float[Tensor, "B N 2"] | None,
     ) -> Float[Tensor, "B N {self.feature_width}"]:
         """Position features of the first `count` tokens."""
-        place = self._place[:count].to(calendar.device)
+        self._place = self._place.to(calendar.device)
+        place = self._place[:count]
         season = calendar[:, self.config.patch_time - 1 :: self.config.patch_time]
         share = torch.ones(len(calendar), count, 1, device=calendar.device)
         if observed is not None:

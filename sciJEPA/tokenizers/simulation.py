@@ -250,7 +250,8 @@ class SimulationTokenizer:
         if any(self._padding) and observed is None:
             observed = torch.ones_like(batch.values, dtype=torch.bool)
         device, size = batch.values.device, len(batch.values)
-        features = self._place[: times * self.grid.per_time].to(device).expand(size, -1, -1)
+        self._place = self._place.to(device)
+        features = self._place[: times * self.grid.per_time].expand(size, -1, -1)
         if self.spec.parameters:
             known = self._parameters[batch.samples.cpu() // self.spec.steps].to(device)
             features = torch.cat([features, known[:, None].expand(-1, features.shape[1], -1)], dim=-1)
