@@ -466,10 +466,10 @@ def main() -> None:
     parser.add_argument(
         "--compile",
         nargs="?",
-        const="step",
+        const="graphs",
         choices=["blocks", "step", "graphs"],
-        help="compile sciJEPA's step, as training.compile does on a GPU, or its blocks alone, as it does elsewhere; or "
-        "the step with CUDA graphs",
+        help="compile sciJEPA's step and start it as CUDA graphs, as training.compile does on a GPU; the step without "
+        "graphs; or its blocks alone, as training.compile does elsewhere",
     )
     parser.add_argument("--json", type=Path, help="write samples/s, matrix_fraction and the table to this file")
     options = parser.parse_args()

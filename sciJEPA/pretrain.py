@@ -417,9 +417,9 @@ def _accelerated(jepa: JEPA, config: RunConfig) -> Iterator[None]:
     for block in compiled:
         block.compile()
     if at_once:
-        # An attribute of the model that hides its class's method.
         # CUDA graphs, which start a step's kernels at once, keep no gradients from one batch to the next.
         mode = "reduce-overhead" if training.accumulate == 1 else None
+        # An attribute of the model that hides its class's method.
         jepa.__dict__["compare"] = compiled_in_training(jepa.compare, mode=mode)
     try:
         yield
