@@ -1,7 +1,7 @@
 """Part of normalisation: sums over the training steps, from which climatology and spread are solved.
 
 Arrives: blocks of fields and the basis functions of their times. Leaves: for every place the least-squares fit, for
-every channel its variance. In one pass, in tiles that stay in a core's cache, by threads. We decided against means and
+every channel its variance. In one pass, in tiles, by threads. We decided against means and
 squares of raw values: pressure varies by a hundredth of itself, and float32 would keep three digits of that.
 """
 
@@ -13,13 +13,11 @@ from functools import partial
 
 import numpy as np
 
-TILE_VALUES, TILE_STEPS = 2**17, 16
-"""Values worked on at once, 0.5 MB of float32, which a core's own cache holds; steps of such a tile, or more where
-there are few points."""
+TILE_VALUES, TILE_STEPS = 2**19, 64
+"""Values worked on at once, 2 MB of float32, and steps of such a tile, or more where there are few points. Tiles that
+fit into a core's own cache are slower: threads hand the interpreter over at every call."""
 PAIRS = 8
 """Of so many pairs of neighbouring steps, one is taken for the spread of tendencies."""
-SHORT_SUM = 64
-"""Steps summed in float32; sums of more are of float64."""
 GAP_RIDGE = 1e-3
 """Weight of a missing step as an observation of "no cycle here"; see `Moments`."""
 _thread = threading.local()
@@ -34,12 +32,18 @@ def scratch(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def tiles(steps: int, points: int) -> Iterator[tuple[slice, slice]]:
-    """Parts of an array (steps, points) that a core's cache holds, all steps of some points after each other."""
+    """Parts of an array (steps, points) to work on at once, all steps of some points after each other."""
     width = max(1, min(points, TILE_VALUES // min(steps, TILE_STEPS)))
     rows = max(1, TILE_VALUES // width)
     for low in range(0, points, width):
         for first in range(0, steps, rows):
             yield slice(first, first + rows), slice(low, low + width)
+
+
+def _squares(values: np.ndarray) -> float:
+    """Their sum, in the precision of the values; not finite where some are not."""
+    flat = values.reshape(-1)
+    return float(np.dot(flat, flat))
 
 
 class Moments:
@@ -56,7 +60,7 @@ class Moments:
         self.absent_gram: np.ndarray | None = None
         self.absent = np.zeros(places)
         self.projection = np.zeros((width, *places))
-        self.squares = np.zeros(places)
+        self.squares = np.zeros(shape[0])
         self.changes, self.pairs = np.zeros(shape[0]), np.zeros(shape[0])
         self.offset = np.full(places, np.nan, dtype=np.float32)
         self.steps = 0
@@ -117,35 +121,29 @@ class Moments:
         if np.isnan(offset).any():
             first = np.isfinite(values).argmax(axis=0)
             np.copyto(offset, values[first, np.arange(len(first))], where=np.isnan(offset))
-        for first in range(0, len(values), SHORT_SUM):
-            steps = slice(first, first + SHORT_SUM)
-            tile = np.subtract(values[steps], offset, out=scratch(values[steps].shape)[0])
-            squares = np.einsum("tp,tp->p", tile, tile)
-            self._add_changes(channel, tile, follows[steps])
-            if not np.isfinite(squares).all():
-                if np.isinf(values[steps]).any():
-                    return False
-                absent = np.isnan(tile)
-                tile[absent] = 0
-                squares = np.einsum("tp,tp->p", tile, tile, dtype=np.float64)
-                if absent.any():
-                    self._add_absent(channel, points, basis[steps], absent)
-            self.projection[:, channel, points] += single[steps].T @ tile
-            self.squares[channel, points] += squares
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first in range(0, len(values), TILE_STEPS):
+                steps = slice(first, first + TILE_STEPS)
+                tile = np.subtract(values[steps], offset, out=scratch(values[steps].shape)[0])
+                change, together = tile[1::PAIRS] - tile[:-1:PAIRS], follows[steps][1::PAIRS]
+                squares, changed = _squares(tile), _squares(change)
+                if not math.isfinite(squares):
+                    if np.isinf(values[steps]).any():
+                        return False
+                    absent = np.isnan(tile)
+                    tile[absent] = 0
+                    squares = float(np.einsum("tp,tp->", tile, tile, dtype=np.float64))
+                    if absent.any():
+                        self._add_absent(channel, points, basis[steps], absent)
+                if not together.all() or not math.isfinite(changed):
+                    change = change[together]
+                    change = change[np.isfinite(change)]
+                    changed = _squares(change)
+                self.projection[:, channel, points] += single[steps].T @ tile
+                self.squares[channel] += squares
+                self.changes[channel] += changed
+                self.pairs[channel] += change.size
         return True
-
-    def _add_changes(self, channel: int, tile: np.ndarray, follows: np.ndarray) -> None:
-        """Squares of the changes from one step to the next, for one pair of steps in `PAIRS`."""
-        later = np.arange(1, len(tile), PAIRS)
-        later = later[follows[later]]
-        change = tile[later] - tile[later - 1]
-        squares = float(np.vdot(change, change))
-        if not np.isfinite(squares):
-            change = change[np.isfinite(change)]
-            squares = float(np.vdot(change, change))
-        with self.lock:
-            self.changes[channel] += squares
-            self.pairs[channel] += change.size
 
     def _add_absent(self, channel: int, points: slice, basis: np.ndarray, absent: np.ndarray) -> None:
         with self.lock:
@@ -158,7 +156,7 @@ class Moments:
     def solve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coefficients (K, V, *space), variance of the residual of every channel (V,), and counts (V, *space)."""
         width, absent = len(self.gram), self.absent.reshape(-1)
-        projection, squares = self.projection.reshape(width, -1), self.squares.reshape(-1)
+        projection = self.projection.reshape(width, -1)
         ridge = np.full((width, len(absent)), 1e-9 * self.steps)  # for bases that are not independent
         ridge[1:] += GAP_RIDGE * absent
         if self.absent_gram is None:
@@ -168,15 +166,17 @@ class Moments:
             diagonal = np.arange(width)
             grams[:, diagonal, diagonal] += ridge.T
             coefficients = np.linalg.solve(grams, projection.T[..., None])[..., 0].T
+        count, offset = self.steps - self.absent, np.nan_to_num(self.offset).astype(np.float64)
         # |x - Bc|^2 = x.x - c.p - c.Rc for p = B'x, ridge R and (B'B + R) c = p
-        residual = squares - (coefficients * (projection + ridge * coefficients)).sum(axis=0)
-        count, offset = self.steps - absent, np.nan_to_num(self.offset.reshape(-1)).astype(np.float64)
-        # Rounding leaves some 1e-14 of the squares of a constant field, and float32 cannot show variations below 1e-7
-        # of the value; under both there is no variation to speak of.
-        residual = np.where(residual > 1e-12 * squares + 1e-14 * count * offset**2, residual, 0)
-        total = count.reshape(self.shape[0], -1).sum(axis=1)
-        variance = residual.reshape(self.shape[0], -1).sum(axis=1) / np.maximum(total, 1)
-        coefficients[0] += offset
+        fitted = (coefficients * (projection + ridge * coefficients)).sum(axis=0).reshape(count.shape)
+        residual = self.squares - fitted.sum(axis=1)
+        # Rounding leaves some 1e-14 of the squares of a field, and float32 cannot show variations below 1e-7 of the
+        # value; under both there is no variation to speak of. Where nothing varies, everything summed is zero.
+        varying = (self.projection != 0).any(axis=0)
+        seen = (count * offset**2 * varying).sum(axis=1)
+        residual = np.where(residual > 1e-12 * self.squares + 1e-14 * seen, residual, 0)
+        variance = residual / np.maximum(count.sum(axis=1), 1)
+        coefficients[0] += offset.reshape(-1)
         return coefficients.reshape(-1, *self.shape).astype(np.float32), variance, count.reshape(self.shape)
 
     def pooled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ class Moments:
         mean = (sums + count * offset).sum(axis=1) / total
         away = offset - mean[:, None]
         # x - m = (x - o) + (o - m), squared and summed
-        variance = (self.squares + 2 * away * sums + count * away**2).sum(axis=1) / total
+        variance = (self.squares + (2 * away * sums + count * away**2).sum(axis=1)) / total
         # Of a constant, rounding leaves some 1e-14 of its square.
         return mean, np.where(variance > 1e-12 * mean**2, variance, 0)
 

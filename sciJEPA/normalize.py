@@ -23,8 +23,8 @@ from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, place
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2
-BLOCK_VALUES = 4 * 2**20
-"""Values read at once, twice: 32 MB of float32, which the cache that cores share may hold."""
+BLOCK_VALUES = 8 * 2**20
+"""Values read at once, twice: 64 MB of float32."""
 MODES = ("anomaly", "zscore", "spread", "log1p", "asinh", "none")
 CURVES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
     "log1p": (lambda x: np.log1p(np.maximum(x, 0)), np.expm1),  # the sign of packed zeros is rounding

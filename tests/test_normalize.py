@@ -389,7 +389,6 @@ def test_sums_in_tiles_are_the_sums(monkeypatch, tile, steps):
     whole = fit_normalizer(on(days(500), field), ((0, 500),))
     monkeypatch.setattr(moments, "TILE_VALUES", tile)
     monkeypatch.setattr(moments, "TILE_STEPS", steps)
-    monkeypatch.setattr(moments, "SHORT_SUM", steps)
     assert_same(whole, fit_normalizer(on(days(500), field), ((0, 500),)))
 
 

@@ -44,10 +44,14 @@ class Unsupported(Exception):
 
 
 class Scratch(threading.local):
-    """Buffers of one thread, kept from chunk to chunk: fresh memory costs more than filling it."""
+    """Buffers of one thread, kept from chunk to chunk: fresh memory costs more than filling it.
+
+    So is the last file that was opened, until `close`: chunks of a task often lie in the same one.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
+        self._file: tuple[str, int, os.stat_result] | None = None
 
     def take(self, purpose: str, count: int) -> np.ndarray:
         """`count` bytes, which hold until the same thread takes some for the same purpose again."""
@@ -55,6 +59,20 @@ class Scratch(threading.local):
         if buffer is None or len(buffer) < count:
             buffer = self._buffers[purpose] = np.empty(count, dtype=np.uint8)
         return buffer[:count]
+
+    def open(self, path: str) -> tuple[int, os.stat_result]:
+        """A descriptor of the file and its status; Python's file objects cost twice as much."""
+        if self._file is None or self._file[0] != path:
+            self.close()
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._file = path, descriptor, os.fstat(descriptor)
+        return self._file[1:]
+
+    def close(self) -> None:
+        """Close the file, if one is open."""
+        if self._file is not None:
+            os.close(self._file[1])
+            self._file = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,19 +115,18 @@ def read_file(path: str, expected: int, scratch: Scratch) -> np.ndarray:
         if seen <= expected:  # a regular file gives less than is asked for at its end only
             return data[:seen]
         size = os.fstat(descriptor).st_size
-        return read_at(descriptor, size, 0, size, scratch)
+        return _exactly(descriptor, size, 0, size, scratch)
     finally:
         os.close(descriptor)
 
 
-def open_file(path: str) -> tuple[int, os.stat_result]:
-    """A descriptor, to be closed by the caller, and the file's status; Python's file objects cost twice as much."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    return descriptor, os.fstat(descriptor)
+def read_at(path: str, offset: int, count: int, scratch: Scratch) -> np.ndarray:
+    """Exactly `count` bytes of a file, which stays open."""
+    descriptor, status = scratch.open(path)
+    return _exactly(descriptor, status.st_size, offset, count, scratch)
 
 
-def read_at(descriptor: int, size: int, offset: int, count: int, scratch: Scratch) -> np.ndarray:
-    """Exactly `count` bytes of a file of `size` bytes; the descriptor is used by one thread only."""
+def _exactly(descriptor: int, size: int, offset: int, count: int, scratch: Scratch) -> np.ndarray:
     if not 0 <= offset <= offset + count <= size:
         raise OSError(f"the file has {size} bytes, and bytes {offset} to {offset + count} are needed")
     data, seen = scratch.take("read", count), 0
@@ -224,6 +241,9 @@ def decode_crc32c(data: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     return _fill(out, body)
 
 
+_frames = Scratch()
+
+
 def unshuffle(item_size: int) -> Codec:
     """HDF5's shuffle filter: byte k of every value lies in plane k.
 
@@ -235,11 +255,13 @@ def unshuffle(item_size: int) -> Codec:
         out = np.empty(len(data), dtype=np.uint8) if out is None else out
         size = len(data)
         _require_size(size, out)
+        frame = _frames.take("frame", size + 24)
         # Versions 2 and 1; shuffled and one stream to a block; then the sizes of a value, all, a block, and the frame,
         # where the block lies, and its size, which tells that it is not compressed.
         flags = BLOSC_SHUFFLED | BLOSC_ONE_STREAM
-        header = struct.pack("<4B5I", 2, 1, flags, item_size, size, size, size + 24, 20, size)
-        numcodecs_blosc.decompress(np.concatenate([np.frombuffer(header, dtype=np.uint8), data]), out.data)
+        struct.pack_into("<4B5I", frame.data, 0, 2, 1, flags, item_size, size, size, size + 24, 20, size)
+        frame[24:] = data
+        numcodecs_blosc.decompress(frame, out.data)
         return out
 
     return decode_shuffle

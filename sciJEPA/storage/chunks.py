@@ -24,7 +24,7 @@ from sciJEPA.errors import UserError
 from sciJEPA.storage.chunk_storage import Scratch, StoredArray, Unsupported
 
 CF_ATTRIBUTES = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned")
-TASK_BYTES = 2**19
+TASK_BYTES = 2**21
 """A task of the pool decodes chunks of about this size together, so that handing it over costs little."""
 
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -61,8 +61,9 @@ class _Field:
 
     @cached_property
     def _whole(self) -> list[list[Cut]]:
-        """All chunks along each dimension."""
-        return [_cuts(chunk, 0, size) for size, chunk in zip(self.stored.shape, self.stored.chunks, strict=True)]
+        """All chunks along each dimension but that of time."""
+        sizes = [1 if axis == self.time else size for axis, size in enumerate(self.stored.shape)]
+        return [_cuts(chunk, 0, size) for size, chunk in zip(sizes, self.stored.chunks, strict=True)]
 
     def in_storage_order(self, out: np.ndarray) -> np.ndarray:
         """The channels of this variable within `out`, viewed with the dimensions of its storage."""
@@ -224,6 +225,15 @@ class ChunkReader:
         """Decode a group of chunks into `target`, which has the dimensions of the storage."""
         if check:
             self.archive.check_storage(field.name)
+        try:
+            self._load(field, places, target)
+        finally:
+            self._scratch.close()
+        if next(left) == 0 and finish is not None:
+            finish(range(field.channels.start, field.channels.stop))
+
+    def _load(self, field: _Field, places: list[Place], target: np.ndarray) -> None:
+        """Each chunk into its place in `target`."""
         stored = field.stored
         plain = field.decode is None and stored.dtype == np.dtype(np.float32)
         for place in places:
@@ -240,8 +250,6 @@ class ChunkReader:
                     region[...] = values
             else:
                 region[...] = self._fill(field, index)
-        if next(left) == 0 and finish is not None:
-            finish(range(field.channels.start, field.channels.stop))
 
     def _fill(self, field: _Field, index: tuple[int, ...]) -> np.ndarray:
         """What stands for a chunk that is not stored, where something may."""

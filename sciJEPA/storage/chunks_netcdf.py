@@ -6,7 +6,6 @@ netCDF4 library reads every variable, under its lock.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,6 @@ from sciJEPA.storage.chunk_storage import (
     Unsupported,
     decode,
     decode_deflate,
-    open_file,
     read_at,
     unshuffle,
 )
@@ -44,7 +42,7 @@ class ChunkedDataset(StoredArray):
         offset, length = map(int, self.places[index])
         if offset < 0:
             return False
-        decode(_read(self.path, offset, length, scratch), self.codecs, out)
+        decode(read_at(self.path, offset, length, scratch), self.codecs, out)
         return True
 
 
@@ -59,16 +57,8 @@ class ContiguousDataset(StoredArray):
         first = index[0] * self.chunks[0]
         rows = min(self.chunks[0], self.shape[0] - first)
         in_row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        decode(_read(self.path, self.offset + first * in_row, rows * in_row, scratch), (), out[:rows])
+        decode(read_at(self.path, self.offset + first * in_row, rows * in_row, scratch), (), out[:rows])
         return True
-
-
-def _read(path: str, offset: int, count: int, scratch: Scratch) -> np.ndarray:
-    file, status = open_file(path)
-    try:
-        return read_at(file, status.st_size, offset, count, scratch)
-    finally:
-        os.close(file)
 
 
 def netcdf_arrays(path: str, names: Sequence[str]) -> dict[str, StoredArray]:

@@ -26,7 +26,6 @@ from sciJEPA.storage.chunk_storage import (
     decode_deflate,
     decode_lz4,
     decode_zstd,
-    open_file,
     read_at,
     read_file,
 )
@@ -91,29 +90,26 @@ class ShardedArray(StoredArray):
         """Decode one inner chunk; a shard that does not exist stands for the fill value."""
         shard = tuple(number // count for number, count in zip(index, self.in_shard, strict=True))
         inside = tuple(number % count for number, count in zip(index, self.in_shard, strict=True))
+        path = f"{self.path}/{self.key(shard)}"
         try:
-            file, status = open_file(f"{self.path}/{self.key(shard)}")
+            offset, length = map(int, self._index(path, shard, scratch)[inside])
         except FileNotFoundError:
             return False
-        try:
-            offset, length = map(int, self._index(file, status, shard, scratch)[inside])
-            if (offset, length) == (NOT_STORED, NOT_STORED):
-                return False
-            data = read_at(file, status.st_size, offset, length, scratch)
-        finally:
-            os.close(file)
-        decode(data, self.codecs, out)
+        if (offset, length) == (NOT_STORED, NOT_STORED):
+            return False
+        decode(read_at(path, offset, length, scratch), self.codecs, out)
         return True
 
-    def _index(self, file: int, status: os.stat_result, shard: tuple[int, ...], scratch: Scratch) -> np.ndarray:
+    def _index(self, path: str, shard: tuple[int, ...], scratch: Scratch) -> np.ndarray:
         """Offsets and lengths of the chunks of a shard, read once for as long as the file stays as it is."""
+        status = scratch.open(path)[1]
         version = (status.st_size, status.st_mtime_ns)
         kept = self._indices.get(shard)
         if kept is None or kept[0] != version:
             places = np.empty((*self.in_shard, 2), dtype="<u8")
             size = places.nbytes + 4 * len(self.index_codecs)
             first = 0 if self.index_first else status.st_size - size
-            data = read_at(file, status.st_size, first, size, scratch)
+            data = read_at(path, first, size, scratch)
             decode(data, self.index_codecs, places)
             kept = self._indices[shard] = (version, places)
         return kept[1]
