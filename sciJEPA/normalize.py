@@ -200,8 +200,8 @@ class Normalizer:
         """
         coefficients = self.coefficients[:, channel].reshape(len(self.coefficients), -1)
         mean, cycles = coefficients[0], coefficients[1:]
-        values, target = fields.reshape(len(fields), -1), out.view()
-        target.shape = values.shape  # never a copy
+        values, target = fields.reshape(len(fields), -1), out.reshape(len(out), -1)
+        assert np.may_share_memory(target, out)  # no copy
         if self.modes and self.modes[channel] == "none":
             return _only_flags(values, target, fields.shape)
         if channel in self._curved:

@@ -14,6 +14,7 @@ from sciJEPA.hub import load
 from sciJEPA.pretrain import pretrain
 from sciJEPA.training.distributed import all_sum, alone, gather, launch, touch, world
 
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 OBJECTIVES: list[dict[str, Any]] = [
     {"target": "ema"},
     {"target": "ema", "standardise": "token", "distance": "l1", "variance": 1.0, "covariance": 0.04, "sigreg": 0.05},

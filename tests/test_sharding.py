@@ -14,6 +14,7 @@ from sciJEPA.pretrain import Checkpoint, pretrain
 from sciJEPA.training.distributed import launch
 from sciJEPA.training.sharding import share_of, whole
 
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 OBJECTIVES: list[dict[str, Any]] = [
     {"target": "ema"},
     {"target": "ema", "standardise": "token", "layers": (0, -1), "variance": 1.0},

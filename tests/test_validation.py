@@ -40,6 +40,13 @@ def test_latents_without_a_relation_are_as_good_as_the_climatology() -> None:
     assert probe_error(torch.randn(40, 10, 8), [tokens()], GRID) == pytest.approx(1.04, abs=0.05)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_latents_that_are_not_finite_have_no_error(bad: float) -> None:
+    latents = torch.randn(40, 10, 8)
+    latents[3, 7, 1] = bad
+    assert math.isnan(probe_error(latents, [tokens()], GRID))
+
+
 def test_batches_are_taken_together_and_in_order() -> None:
     truth = tokens()
     latents = torch.cat([torch.randn(40, 10, 2), truth.values[:, 5:].flatten(2) + 0.5 * torch.randn(40, 10, 6)], dim=2)

@@ -49,7 +49,7 @@ def effective_rank(latents: Float[Tensor, "S L"]) -> float:
     """Exp of the entropy of the normalised singular values of the centred latents: 1 (one direction) to L (all alike).
 
     Roy and Vetterli 2007 (https://ieeexplore.ieee.org/document/7098875); as a measure of representations RankMe,
-    Garrido et al. 2023 (https://arxiv.org/abs/2210.02885).
+    Garrido et al. 2023 (https://arxiv.org/abs/2210.02885). NaN for latents that are not finite.
 
     Examples
     --------
@@ -57,6 +57,8 @@ def effective_rank(latents: Float[Tensor, "S L"]) -> float:
     True
     """
     latents = latents.detach().double()
+    if not latents.isfinite().all():
+        return math.nan
     centred = latents - latents.mean(dim=0)
     return _entropy_rank(torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt())
 

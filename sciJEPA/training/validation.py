@@ -95,10 +95,11 @@ def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid:
     """Error of a ridge regression from a place's last latent to its next token, over the truth's root mean square.
 
     Fitted on the first half of the windows and judged on the second: 1 is what predicting zero, the climatology,
-    scores. Only observed values count. NaN where there are fewer than four windows or nothing follows.
+    scores. Only observed values count. NaN where there are fewer than four windows or nothing follows, and for latents
+    that are not finite, with which a GPU's solver fails.
     """
     windows = len(latents)
-    if windows < 4 or grid.times == grid.context_times:
+    if windows < 4 or grid.times == grid.context_times or not latents.isfinite().all():
         return math.nan
     last, per_time = (grid.context_times - 1) * grid.per_time, grid.per_time
     truth = torch.cat([part.values[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens]).double()
