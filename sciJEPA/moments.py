@@ -1,8 +1,8 @@
 """Part of normalisation: sums over the training steps, from which climatology and spread are solved.
 
 Arrives: blocks of fields and the basis functions of their times. Leaves: for every place the least-squares fit, for
-every channel its variance. In one pass, in tiles, by threads. We decided against means and
-squares of raw values: pressure varies by a hundredth of itself, and float32 would keep three digits of that.
+every channel its variance. In one pass, in tiles, by threads. We decided against means and squares of raw values:
+pressure varies by a hundredth of itself, and float32 would keep three digits of that.
 """
 
 import itertools
@@ -18,6 +18,8 @@ TILE_VALUES, TILE_STEPS = 2**19, 64
 fit into a core's own cache are slower: threads hand the interpreter over at every call."""
 PAIRS = 8
 """Of so many pairs of neighbouring steps, one is taken for the spread of tendencies."""
+SHORT_SUM = 2**8
+"""Squares are summed in float32 over so many values; over a whole tile rounding would be no longer even."""
 GAP_RIDGE = 1e-3
 """Weight of a missing step as an observation of "no cycle here"; see `Moments`."""
 _thread = threading.local()
@@ -41,9 +43,11 @@ def tiles(steps: int, points: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _squares(values: np.ndarray) -> float:
-    """Their sum, in the precision of the values; not finite where some are not."""
+    """Their sum: float32 over `SHORT_SUM` of them, float64 over such sums; not finite where some values are not."""
     flat = values.reshape(-1)
-    return float(np.dot(flat, flat))
+    parted = len(flat) // SHORT_SUM * SHORT_SUM
+    parts, rest = flat[:parted].reshape(-1, SHORT_SUM), flat[parted:]
+    return float(np.matmul(parts[:, None], parts[:, :, None]).sum(dtype=np.float64)) + float(np.dot(rest, rest))
 
 
 class Moments:

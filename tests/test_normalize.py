@@ -346,6 +346,18 @@ def test_infinite_values_are_refused(value):
     fit_normalizer(on(days(60), noise(60), wild=wild), ((0, 40),))
 
 
+def test_a_large_cycle_leaves_digits_to_the_spread():
+    # Squares are ten thousand times those of the anomalies: float32 over a whole tile would be off by a thousandth.
+    time, coords = days(4 * 365), {"lat": np.linspace(-80.0, 80.0, 16), "lon": np.arange(0, 360, 11.25)}
+    field = 1e5 + 100 * np.cos(2 * np.pi * progress(time)[:, 0])[:, None, None]
+    field = (field + np.random.default_rng(0).standard_normal((len(time), 16, 32))).astype(np.float32)
+    archive = open_archive(xr.Dataset({"p": (("time", "lat", "lon"), field)}, {"time": time, **coords}))
+    normalizer = fit_normalizer(archive, ((0, len(time)),))
+    basis, flat = harmonic_basis(time, normalizer.annual, normalizer.daily), field.reshape(len(field), -1) - 1e5
+    rest = flat - basis @ np.linalg.lstsq(basis, flat, rcond=None)[0]
+    np.testing.assert_allclose(normalizer.spread, rms(rest), rtol=3e-4)
+
+
 # --- speed that changes nothing ---------------------------------------------------------------------------------------
 
 
