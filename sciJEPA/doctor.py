@@ -44,6 +44,8 @@ def doctor() -> dict[str, Any]:
     packages = {name: _package(name, needs) for name, needs in core.items()}
     missing = {extra: [name for name in names if _version(name) is None] for extra, names in extras.items()}
     devices, precision, problems = _devices()
+    if torch := sys.modules.get("torch"):
+        packages["torch"]["version"] = str(torch.__version__)  # with its build, which some wheels' metadata leave out
     for name, found in packages.items():
         if not found["ok"]:
             has = f"is {found['version']}" if found["version"] else "is not installed"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import two_processes
 from safetensors.torch import load_file
-from tiny import changed, joint_config, tiny_config
+from tiny import changed, joint_config, tiny_config, two_devices
 
 from sciJEPA.config import RunConfig
 from sciJEPA.errors import UserError
@@ -14,7 +14,6 @@ from sciJEPA.hub import load
 from sciJEPA.pretrain import pretrain
 from sciJEPA.training.distributed import all_sum, alone, gather, launch, touch, world
 
-pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 OBJECTIVES: list[dict[str, Any]] = [
     {"target": "ema"},
     {"target": "ema", "standardise": "token", "distance": "l1", "variance": 1.0, "covariance": 0.04, "sigreg": 0.05},
@@ -111,6 +110,7 @@ def double(single: tuple[RunConfig, Path], tmp_path_factory: pytest.TempPathFact
     return config, out
 
 
+@two_devices
 def test_a_run_of_two_processes_ends_at_the_weights_of_one(
     single: tuple[RunConfig, Path], double: tuple[RunConfig, Path]
 ) -> None:
@@ -118,6 +118,7 @@ def test_a_run_of_two_processes_ends_at_the_weights_of_one(
     close(double[1], single[1], atol=2e-4)
 
 
+@two_devices
 def test_a_run_of_two_processes_resumes_to_the_same_bytes(double: tuple[RunConfig, Path], tmp_path: Path) -> None:
     config, whole = double
     with pytest.raises(UserError, match="processes ended unexpectedly"):
@@ -128,6 +129,7 @@ def test_a_run_of_two_processes_resumes_to_the_same_bytes(double: tuple[RunConfi
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@two_devices
 def test_a_joint_run_with_gaps_in_two_processes(two_archives: dict[str, Path], tmp_path: Path) -> None:
     # Nothing is missing in a, a tenth in b.
     config = joint_config(two_archives, training__steps=4)
@@ -141,6 +143,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(waves: Path) -> None:
         tiny_config(waves, training__batch_size=9, training__devices=2)
 
 
+@two_devices
 def test_an_error_in_a_run_of_two_processes_is_told_as_in_one(waves: Path, tmp_path: Path) -> None:
     config = tiny_config(waves, training__devices=2, data__variables=["t"])
     with pytest.raises(UserError, match="no variable 't'"):

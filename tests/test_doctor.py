@@ -24,11 +24,16 @@ def test_report_names_what_results_depend_on(report: dict[str, Any]) -> None:
     import xarray as xr
 
     assert report["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert report["packages"]["torch"]["version"].split("+")[0] == torch.__version__.split("+")[0]  # the build
+    assert report["packages"]["torch"]["version"] == torch.__version__
     assert report["packages"]["xarray"]["version"] == xr.__version__
     assert report["devices"][-1]["name"] == "cpu"
     assert report["precision"] in ("float32", "bfloat16")
     assert report["cores"] >= 1
+
+
+def test_the_build_of_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.__version__", "2.13.0+cu130")
+    assert doctor()["packages"]["torch"]["version"] == "2.13.0+cu130"
 
 
 def test_every_dependency_is_there_and_none_is_forgotten(report: dict[str, Any]) -> None:

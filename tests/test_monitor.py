@@ -49,6 +49,8 @@ def test_rank_ignores_a_shift_a_scale_and_a_rotation() -> None:
 
 def test_constant_latents_have_rank_one_and_no_spread() -> None:
     assert effective_rank(torch.full((10, 4), 7.0)) == pytest.approx(1)
+    assert spread(torch.full((10, 4), 7.0)) == 0
+    assert spread(torch.zeros(10, 4)) == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -56,8 +58,6 @@ def test_latents_that_are_not_finite_have_no_rank(bad: float) -> None:
     latents = torch.randn(20, 4)
     latents[3, 1] = bad
     assert math.isnan(effective_rank(latents))
-    assert spread(torch.full((10, 4), 7.0)) == 0
-    assert spread(torch.zeros(10, 4)) == 0
 
 
 def test_spread_is_relative_to_the_size_of_the_latents() -> None:

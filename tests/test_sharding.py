@@ -6,7 +6,7 @@ import pytest
 import torch
 import two_processes
 from safetensors.torch import load_file
-from tiny import changed, tiny_config
+from tiny import changed, tiny_config, two_devices
 
 from sciJEPA.config import RunConfig
 from sciJEPA.errors import UserError
@@ -14,7 +14,6 @@ from sciJEPA.pretrain import Checkpoint, pretrain
 from sciJEPA.training.distributed import launch
 from sciJEPA.training.sharding import share_of, whole
 
-pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 OBJECTIVES: list[dict[str, Any]] = [
     {"target": "ema"},
     {"target": "ema", "standardise": "token", "layers": (0, -1), "variance": 1.0},
@@ -73,6 +72,7 @@ def close(run: Path, other: Path) -> None:
         torch.testing.assert_close(own[name], expected[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
+@two_devices
 def test_a_run_in_shares_leaves_the_files_of_one_process(single: tuple[RunConfig, Path], tmp_path: Path) -> None:
     config, whole_run = single
     # Activations are computed again in the backward pass, from weights that are brought together again.
@@ -95,6 +95,7 @@ def test_a_run_in_shares_leaves_the_files_of_one_process(single: tuple[RunConfig
     assert best.keys() == kept.keys() and all(torch.equal(best[name], kept[name]) for name in kept)
 
 
+@two_devices
 def test_a_run_in_shares_goes_on_without_them(single: tuple[RunConfig, Path], tmp_path: Path) -> None:
     config, whole_run = single
     with pytest.raises(UserError, match="processes ended unexpectedly"):
@@ -104,6 +105,7 @@ def test_a_run_in_shares_goes_on_without_them(single: tuple[RunConfig, Path], tm
     close(tmp_path / "run", whole_run)
 
 
+@two_devices
 def test_a_run_of_one_process_goes_on_in_shares(
     single: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

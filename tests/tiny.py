@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+import torch
+
 from sciJEPA.config import RunConfig, config_from_dict, config_to_dict
+
+two_devices = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes take two GPUs, or none")
 
 
 def tiny_config(archive: object = "", **changes: Any) -> RunConfig:
