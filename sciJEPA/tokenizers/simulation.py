@@ -1,7 +1,9 @@
 """Physics simulations: boxes of one to three dimensions, many trajectories, sides that are periodic, walls or open.
 
 Positions are in units of the domain, so that one model meets any resolution: a token knows where it lies between the
-sides of each dimension and what these sides are, how large its patch and its cells are, and the length of a step. Known
+sides of each dimension and what these sides are, how large its patch and its cells are, and the length of a step. Where
+a trained model meets cells of a half or a third of those it learned from, it sees their means: a patch is as large as
+in training, and each scale of the flow meets the weights that learned it. Known
 parameters (a viscosity, a feed rate) are further features of every token of a trajectory. We decided against tokens of
 their own for them: such a token has no place, and would have to be let through masks, latents and maps; as features
 they reach the same attention at every token, and the predictor too. We decided against patches that wrap around a
@@ -58,7 +60,7 @@ class SimulationTokenizerConfig:
     parameters: tuple[str, ...] = ()
     """Known parameters of each trajectory, coordinates of the archive such as viscosity; features of its tokens."""
 
-    may_differ: ClassVar[tuple[str, ...]] = ("coordinates", "units", "steps", "parameter_values")
+    may_differ: ClassVar[tuple[str, ...]] = ("coordinates", "units", "steps", "parameter_values", "averaged")
     """Parts of the specification in which another archive may differ from that of training: its resolution too."""
 
     def __post_init__(self) -> None:
@@ -131,6 +133,8 @@ class SimulationSpec:
     """For each parameter, its value in every trajectory."""
     parameter_scales: tuple[Scale, ...] = ()
     """For each parameter, the scale on which the model sees it."""
+    averaged: tuple[int, ...] = ()
+    """Cells of the archive along each dimension whose mean is one cell here; empty where each is one of its own."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -138,7 +142,13 @@ class SimulationSpec:
         return tuple(len(values) for values in self.coordinates)
 
     def scaled_as(self, trained: "SimulationSpec") -> "SimulationSpec":
-        """The same with the parameter scales that a model was trained with, without which its features would differ."""
+        """The same on the scales that a model was trained with: of parameters, and of cells where its own are finer.
+
+        Raises
+        ------
+        UserError
+            If parameters differ, or a value has no place on its scale.
+        """
         if self.parameters != trained.parameters:
             raise UserError(
                 f"the model knows the parameters {_listed(trained.parameters)}, but the archive was described with "
@@ -146,7 +156,27 @@ class SimulationSpec:
             )
         for name, values, scale in zip(self.parameters, self.parameter_values, trained.parameter_scales, strict=True):
             check_scale(name, values, scale)
-        return replace(self, parameter_scales=trained.parameter_scales)
+        return replace(self, parameter_scales=trained.parameter_scales).in_cells_of(trained)
+
+    def in_cells_of(self, trained: "SimulationSpec") -> "SimulationSpec":
+        """The same in cells as large as those of training, along each dimension where a whole number of its own is one.
+
+        Sizes are compared in the units of the coordinates; finer cells that leave a rest stay as they are.
+        """
+        if len(self.dims) != len(trained.dims):
+            return self
+        factors = []
+        for own, theirs in zip(self.coordinates, trained.coordinates, strict=True):
+            ratio = float(_widths(np.asarray(theirs)).mean() / _widths(np.asarray(own)).mean())
+            whole = max(round(ratio), 1)
+            factors.append(whole if abs(ratio - whole) < 0.01 and len(own) % whole == 0 else 1)
+        if max(factors) == 1:
+            return self
+        coordinates = tuple(
+            tuple(np.reshape(values, (-1, factor)).mean(axis=1).tolist())
+            for values, factor in zip(self.coordinates, factors, strict=True)
+        )
+        return replace(self, coordinates=coordinates, averaged=tuple(factors))
 
 
 class SimulationTokenizer:
@@ -249,6 +279,10 @@ class SimulationTokenizer:
         observed = batch.observed
         if any(self._padding) and observed is None:
             observed = torch.ones_like(batch.values, dtype=torch.bool)
+        values = self.patchify(batch.values)
+        if observed is not None and self.spec.averaged:  # the mean of what is there
+            share = self.patchify(observed.to(values.dtype))
+            values = torch.where(share > 0, values / share, 0.0)
         device, size = batch.values.device, len(batch.values)
         self._place = self._place.to(device)
         features = self._place[: times * self.grid.per_time].expand(size, -1, -1)
@@ -256,7 +290,7 @@ class SimulationTokenizer:
             known = self._parameters[batch.samples.cpu() // self.spec.steps].to(device)
             features = torch.cat([features, known[:, None].expand(-1, features.shape[1], -1)], dim=-1)
         return Tokens(
-            values=self.patchify(batch.values),
+            values=values,
             observed=None if observed is None else self.patchify(observed),
             features=features,
             channels=self.channels,
@@ -264,7 +298,13 @@ class SimulationTokenizer:
         )
 
     def patchify(self, field: Shaped[Tensor, "B V T *space"]) -> Shaped[Tensor, "B N V P"]:
-        """Cut fields into patches, tokens in time-major order; padded cells are zero (or False)."""
+        """Cut fields into patches, tokens in time-major order; padded cells are zero (or False).
+
+        Finer cells than those of training enter by their mean, flags if any of them is set.
+        """
+        for axis, factor in enumerate(self.spec.averaged, start=3):
+            parts = field.unflatten(axis, (-1, factor))
+            field = parts.any(axis + 1) if field.dtype == torch.bool else parts.mean(axis + 1)
         if any(self._padding):
             field = functional.pad(field, [part for padding in reversed(self._padding) for part in (0, padding)])
         sizes = (self.config.patch_time, *self.patch)
@@ -274,7 +314,7 @@ class SimulationTokenizer:
         return boxes.reshape(len(field), -1, field.shape[1], self.patch_size)
 
     def unpatchify(self, patches: Float[Tensor, "B N V P"]) -> Float[Tensor, "B V T *space"]:
-        """The way back to the box; exact inverse of `patchify`."""
+        """The way back to the box; exact inverse of `patchify`, but cells that were averaged share a value."""
         sizes = (self.config.patch_time, *self.patch)
         boxes = patches.reshape(len(patches), -1, *self.grid.space, patches.shape[2], *sizes)
         rank = len(sizes)
@@ -284,6 +324,8 @@ class SimulationTokenizer:
         field = field.reshape(len(patches), patches.shape[2], -1, *whole)
         for axis, size in enumerate(self.spec.shape, start=3):
             field = field.narrow(axis, 0, size)
+        for axis, factor in enumerate(self.spec.averaged, start=3):
+            field = field.repeat_interleave(factor, axis)
         return field
 
 
