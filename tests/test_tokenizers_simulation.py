@@ -527,7 +527,7 @@ def test_convolutions_see_the_order_of_cells_along_every_dimension():
 
 
 def test_twice_the_resolution_of_a_smooth_field_changes_pooled_embeddings_little():
-    # Means and waves of the length of the box in 32 and in 64 cells; of the spread over samples the change is .0014 where
+    # Means and waves of the length of the box, 32 and 64 cells; of the spread over samples the change is .0014 where
     # cells are averaged and .06 where they become tokens of their own.
     rng = np.random.default_rng(0)
     mean, height, phase = rng.normal(size=(3, 64, 1, 1, 1, 1))
