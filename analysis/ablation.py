@@ -3,7 +3,8 @@
     python analysis/ablation.py --archive pressure=ncep_slp_natl_daily_2001_2010.nc --archive flow=kolmogorov.nc \
         --archive transformer=ETTh1.csv --out runs/ablation --seeds 0 1 2 --steps 600
 
-Every variant differs from the preset of the archive's kind in one thing and has the same number of steps. A cell is a
+Every variant differs from the preset of the archive's kind in one thing (and from that of simulations in the patches
+that won here: `BASE`) and has the same number of steps. A cell is a
 variant, an archive and a seed: a frozen encoder, judged by ridge on its latents of the issue time. Variants are to be
 chosen by their validation error; the test error stands beside it. `--only default mae` leaves the others out, and what
 is finished is not done again, so that several processes can share the work.
@@ -42,6 +43,8 @@ SETTINGS: dict[str, tuple[str, list[int]]] = {
     "stations": ("sensors-tiny", [1, 6, 12, 24]),
 }
 MASKS = {"masking.forecast": 0, "masking.blocks": 0, "masking.random": 0}
+BASE: dict[str, Any] = {"objective.reconstruction": 0}
+"""What all variants share beside their preset: that of simulations has patches since they won on the flow."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "untrained": {},
@@ -84,7 +87,7 @@ class Cell:
     def config(self, training: Mapping[str, Any]) -> Any:
         """The preset with what the variant changes."""
         preset, _ = SETTINGS[sciJEPA.open_archive(self.path).space.kind]
-        changes = {"data.archive": self.path, "seed": self.seed, **training, **VARIANTS[self.variant]}
+        changes = {"data.archive": self.path, "seed": self.seed, **training, **BASE, **VARIANTS[self.variant]}
         if changes.get("objective.teacher_steps") == "half":
             changes["objective.teacher_steps"] = training["training.steps"] // 2
         if changes.get("data.window") == "far":

@@ -209,7 +209,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive")
     parser.add_argument("--config", default="climate-tiny", help="preset or YAML file")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of it, by dotted key")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="changes of it, by dotted key"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/panels"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lead", type=lambda text: text.split(","), default=LEADS)

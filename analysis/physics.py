@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "masking.forecast_share": 0.33,
     "training.batch_size": 8,
 }
-KINDS: dict[str, dict[str, Any]] = {"jepa": {}, "mae": {"objective.target": "mae"}}
+KINDS: dict[str, dict[str, Any]] = {"jepa": {}, "mae": {"objective.target": "mae", "objective.reconstruction": 0}}
 SPACING = 8
 PROBES = ("ridge", "attentive", "knn")
 DRAWS = 1000
@@ -316,7 +316,7 @@ if __name__ == "__main__":
     parser.add_argument("--archive", action="append", required=True, metavar="NAME=PATH")
     parser.add_argument("--out", type=Path, default=Path("runs/physics"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=6000)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     archives = dict(part.split("=", 1) for part in arguments.archive)
