@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {"jepa": {}, "mae": {"objective.target": "mae", "objective.reconstruction": 0}}
 SPACING = 8
-PROBES = ("ridge", "attentive", "knn")
+PROBES = ("ridge", "attentive", "knn", "mlp")
 DRAWS = 1000
 ROLLOUTS = ([1, 6, 9, 12], [1, 13, 21, 30])
 """Leads that stand for The Well's spans 6:12 and 13:30, as `sciJEPA.judging.protocols.well_leads` has them."""
