@@ -2,8 +2,9 @@
 
     python analysis/climate_panels.py ncep_slp_natl_daily_2001_2010.nc --config slp-north-atlantic --out runs/slp \
         --labels 0.01,0.1
-    python analysis/climate_panels.py speedy_t31_daily.zarr --config climate-tiny --set training.steps=400 \
-        --out runs/speedy --seeds 0
+    python analysis/climate_panels.py speedy_t31_daily.zarr --config climate-tiny --set training.steps=2400 \
+        --out runs/speedy --seeds 0 --labels 0.1 --controls climatology damped_persistence eof_ridge pca raw_ridge \
+        random_init mae mae_predicted
 
 Pretrains with each seed and probes each run; what is finished is not done again. Writes into the output folder:
 `scores.csv` (every number about the whole), `parts.csv` (regions, seasons and scales), `labels.csv` (the panel with
@@ -181,7 +182,8 @@ def run(arguments: argparse.Namespace) -> str:
     whole, fewer = [], []
     for seed in arguments.seeds:
         folder = trained(archive, arguments.config, out, seed, settings)
-        whole.append(probed(folder, archive, "probe", lead=arguments.lead).assign(seed=seed))
+        controls = arguments.controls
+        whole.append(probed(folder, archive, "probe", lead=arguments.lead, controls=controls).assign(seed=seed))
         linear = probed(folder, archive, "probe-linear", lead=arguments.lead, controls=LINEAR)
         linear = linear[linear["metric"] == "difference_to_best_control"]
         whole.append(linear.assign(metric=BELOW_LINEAR, seed=seed))
@@ -215,5 +217,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/panels"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lead", type=lambda text: text.split(","), default=LEADS)
+    parser.add_argument("--controls", nargs="+", default="all", help="names, where not all of them")
     parser.add_argument("--labels", type=_shares, default=[], metavar="0.01,0.1", help="shares of the training labels")
     print(run(parser.parse_args()))
