@@ -169,7 +169,7 @@ def test_physics(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     scores = pd.read_csv(tmp_path / "out/scores.csv")
     told = scores.query("metric == 'r2' and split == 'test'")
-    assert set(told["probe"]) == {"ridge", "attentive", "knn"}
+    assert set(told["probe"]) == {"ridge", "attentive", "knn", "mlp"}
     # noise of another amplitude for each trajectory: the standard deviation of a field tells it all
     found = told.set_index(["method", "probe"])["value"]
     assert found["moments_and_spectrum", "ridge"] > 0.9
