@@ -4,11 +4,10 @@
         --archive transformer=ETTh1.csv --out runs/ablation --seeds 0 1 2 --steps 600
 
 Every variant differs from the preset of the archive's kind in one thing (and from that of simulations in the patches
-that won here: `BASE`) and has the same number of steps. A cell is a
-variant, an archive and a seed: a frozen encoder, judged by ridge on its latents of the issue time. Variants are to be
-chosen by their validation error; the test error stands beside it. `--only default mae` leaves the others out, and what
-is finished is not done again, so that several processes can share the work.
-`analysis/results/ablation_ten_times` was made with --steps 6000 on a GPU.
+that won here: `BASE`) and has the same number of steps. A cell is a variant, an archive and a seed: a frozen encoder,
+judged by ridge on its latents of the issue time. Variants are to be chosen by their validation error; the test error
+stands beside it. `--only default mae` leaves the others out, and what is finished is not done again, so that several
+processes can share the work. `analysis/results/ablation_ten_times` was made with --steps 6000 on a GPU.
 
 Writes `scores.csv` (every number) and `table.md` into the output folder; the committed ones are in
 `analysis/results/ablation`. The archives: datasets/ncep-slp-north-atlantic, datasets/ett, and Kolmogorov flow from the

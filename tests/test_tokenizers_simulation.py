@@ -395,8 +395,11 @@ def test_of_finer_cells_those_that_are_missing_do_not_count_in_the_mean():
     tokenizer = SimulationTokenizer(trained.config, fine.spec.in_cells_of(trained.spec))
     values = torch.tensor([1.0, 3.0, 5.0, 0.0, 0.0, 7.0, 0.0, 0.0]).reshape(1, 1, 1, 8)
     observed = torch.tensor([1, 1, 1, 0, 0, 1, 0, 0], dtype=torch.bool).reshape(1, 1, 1, 8)
+    values.requires_grad_()
     tokens = tokenizer(Batch(values, observed, torch.zeros(1, 1, 4), torch.arange(1)))
     assert tokens.values.flatten().tolist() == [2, 5, 7, 0]
+    tokens.values.sum().backward()
+    assert values.grad is not None and values.grad.isfinite().all()
     assert tokens.observed.flatten().tolist() == [True, True, True, False]
 
 

@@ -282,7 +282,7 @@ class SimulationTokenizer:
         values = self.patchify(batch.values)
         if observed is not None and self.spec.averaged:  # the mean of what is there
             share = self.patchify(observed.to(values.dtype))
-            values = torch.where(share > 0, values / share, 0.0)
+            values = values / torch.where(share > 0, share, 1)
         device, size = batch.values.device, len(batch.values)
         self._place = self._place.to(device)
         features = self._place[: times * self.grid.per_time].expand(size, -1, -1)
