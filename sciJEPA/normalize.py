@@ -209,6 +209,8 @@ class Normalizer:
         for tile in tiles(*values.shape):
             # (x - mean) - cycles: float32 keeps the digits of a small cycle on a large mean.
             anomaly, wave = scratch(values[tile].shape)
+            if target[tile].flags.c_contiguous:  # in place, it stays in the caches
+                anomaly = target[tile]
             np.subtract(values[tile], mean[tile[1]], out=anomaly)
             if len(cycles):
                 anomaly -= flat_product(basis[tile[0]], cycles[:, tile[1]], wave)
