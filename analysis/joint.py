@@ -1,6 +1,6 @@
 """One backbone for three domains: does sharing help, hurt, or neither?
 
-    python analysis/joint.py --out runs/joint --steps 300 \
+    python analysis/joint.py --out runs/joint --steps 2400 --batch-size 16 \
         --archive pressure=ncep_slp_natl_daily_2001_2010.nc --archive flow=kolmogorov.nc --archive transformer=ETTh1.csv
     python analysis/joint.py --out runs/joint --steps 150 --batch-size 16 \
         --archive circulation=speedy.zarr --archive reaction=gray_scott.nc --archive airports=nyc_weather2013.csv \
@@ -8,8 +8,9 @@
 
 Trains a model for each archive alone and one for all of them together, at equal steps and windows per domain; each
 model is judged on each of its archives by the forecast probe, beside the archive's own controls.
-Writes `scores.csv` (every number) and `table.md` (RMSE / climatology, mean over variables; for trained models the mean
-over the seeds and their range) into the output folder; numbers of other archives that are there already stay. The
+Writes `scores.csv` (every number) and `table.md` (RMSE / climatology, mean over variables, read by a ridge, or by a
+local ridge where places have neighbours and the predictor is read too; for trained models the mean over the seeds and
+their range) into the output folder; numbers of other archives that are there already stay. The
 committed results, of the two sets above, are in `analysis/results/joint`. The archives: the cards
 ncep-slp-north-atlantic and ett in `datasets`; hourly weather of 2013 at three airports, of which 2 % of what is used is
 missing; two years of daily fields of the circulation model JCM 3.0 (SPEEDY physics, T31); Kolmogorov flow and
@@ -25,6 +26,7 @@ import pandas as pd
 import sciJEPA
 
 CONTROLS = ["persistence", "climatology", "damped_persistence", "random_init"]
+READ = {"latents": "jepa_target", "latents and what the predictor foresees": "jepa_predicted"}
 # Leads in steps of the archive, and how its windows are cut; what is not stated is the default.
 LEADS = {"grid": [1, 2, 3, 5], "box": [1, 2, 4, 8], "stations": [1, 6, 12, 24]}
 
@@ -88,20 +90,41 @@ def compare(archives: dict[str, dict[str, Any]], out: Path, seeds: list[int], tr
 
 
 def table(scores: pd.DataFrame) -> str:
-    """RMSE / climatology by domain, lead and method as Markdown, and what sharing changes."""
-    ratios = scores.query("metric == 'rmse_over_climatology' and probe in ('ridge', 'none')")
-    means = ratios.groupby(["domain", "lead", "method", "training", "seed"], sort=False)["value"].mean().reset_index()
-    head = ["domain", "lead", *CONTROLS[:1], CONTROLS[2], "untrained", "alone", "joint", "joint / alone"]
+    """RMSE / climatology by domain, lead and what is read as Markdown, and what sharing changes."""
+    ratios = scores.query("metric == 'rmse_over_climatology'")
+    keys = ["domain", "lead", "method", "probe", "training", "seed"]
+    means = ratios.groupby([*keys, "steps"], sort=False)["value"].mean().reset_index()
+    head = [
+        "domain",
+        "steps",
+        "read",
+        "lead",
+        *CONTROLS[:1],
+        CONTROLS[2],
+        "untrained",
+        "alone",
+        "joint",
+        "joint / alone",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for (name, lead), rows in means.groupby(["domain", "lead"], sort=False):
-        by = rows.set_index(["method", "training", "seed"])["value"]
-        alone, joint = (by.xs(("jepa_target", kind), level=("method", "training")) for kind in ("alone", "joint"))
-        cells = [f"{by[method].mean():.3f}" for method in (CONTROLS[0], CONTROLS[2], "random_init")]
-        cells += [f"{part.mean():.3f} ({part.min():.3f} to {part.max():.3f})" for part in (alone, joint)]
-        change = joint / alone
-        cells.append(f"{change.mean():.3f} ({change.min():.3f} to {change.max():.3f})")
-        lines.append("| " + " | ".join([str(name), str(lead), *cells]) + " |")
+    for name, rows in means.groupby("domain", sort=False):
+        for read, method in READ.items():
+            probe = "local" if method == "jepa_predicted" and "local" in set(rows["probe"]) else "ridge"
+            if method not in set(rows["method"]):
+                continue
+            for lead, part in rows.groupby("lead", sort=False):
+                by = part.set_index(["method", "probe", "training", "seed"])["value"].sort_index()
+                models = [by.xs((method, probe, kind)) for kind in ("alone", "joint")]
+                cells = [str(part["steps"].iloc[0]), f"{read} + {probe}", str(lead)]
+                cells += [f"{by[control].mean():.3f}" for control in (CONTROLS[0], CONTROLS[2])]
+                cells += [f"{by[CONTROLS[3], probe].mean():.3f}", *(spread(model) for model in models)]
+                lines.append("| " + " | ".join([str(name), *cells, spread(models[1] / models[0])]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def spread(values: pd.Series) -> str:
+    """Mean over seeds and their range."""
+    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
 if __name__ == "__main__":

@@ -131,12 +131,16 @@ def _pretrain(options: argparse.Namespace) -> str:
         return to_json({**description, "time": vars(time)}) if options.json else outline({**description, "time": time})
     options.out = options.out or Path("runs") / Path(source).stem
     _check_place(options.out)
+    import pandas as pd
+
     from sciJEPA.pretrain import pretrain
+    from sciJEPA.training.course import length_advice
 
     model = pretrain(config, options.out, resume=options.resume)
     if options.json:
         return to_json({"run": str(options.out), "model": str(options.out / "model")})
-    return f"{options.out}: {model!r}"
+    advice = length_advice(pd.read_csv(options.out / "metrics.csv"))
+    return "\n".join([f"{options.out}: {model!r}", *(f"{name or 'length'}: {text}" for name, text in advice.items())])
 
 
 def _check_place(out: Path) -> None:

@@ -19,6 +19,7 @@ from sciJEPA.report.page import Cell, folded_part, missing, picture, table, text
 from sciJEPA.samples import split_steps
 from sciJEPA.scoring.parts import of_the_whole
 from sciJEPA.scoring.score_table import method_title, ordered_methods, sorted_leads
+from sciJEPA.training.course import length_advice
 
 SCORES = {
     "rmse": "RMSE",
@@ -134,6 +135,8 @@ def training(it: Part) -> str:
         f"The effective rank of the targets ends at {rank:.3g} of {width} directions. The loss is no measure of "
         "quality: a falling loss beside a falling rank is a collapse."
     )
+    for advice in length_advice(metrics).values():
+        said += f" {advice[0].upper()}{advice[1:]}."
     alternative = (
         f"Training curves over {int(last.get('step', 0))} steps: prediction loss ends at "
         f"{last.get('loss_prediction', float('nan')):.3g}, effective rank of the target encoder at {rank:.3g}."
