@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,9 +44,7 @@ from sciJEPA.target import momentum
 from sciJEPA.training.callbacks import AtomicFile, Bar, Best, Checkpoint, Item, Metrics, write_whole
 from sciJEPA.training.distributed import alone, first, launch, launched, touch
 from sciJEPA.training.schedules import learning_rate_factor, weight_decay_at
-from sciJEPA.training.validation import validate
-
-VALIDATION_BATCHES = 4
+from sciJEPA.training.validation import LOSS_BATCHES, PROBED, validate
 
 
 def pretrain(config: RunConfig, out: str | os.PathLike, *, resume: bool = False, progress: bool = True) -> Model:
@@ -191,7 +190,8 @@ class _Part:
         if not len(starts):
             return []
         size = min(self.batch_size, len(starts))
-        chosen = starts[torch.linspace(0, len(starts) - 1, size * VALIDATION_BATCHES).long().unique().numpy()]
+        count = size * max(LOSS_BATCHES, math.ceil(PROBED / size))
+        chosen = starts[torch.linspace(0, len(starts) - 1, count).long().unique().numpy()]
         batches = []
         for number in range(max(1, len(chosen) // size)):
             rows = chosen[number * size : (number + 1) * size]

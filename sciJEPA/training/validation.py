@@ -23,7 +23,13 @@ from sciJEPA.training.monitor import content
 
 ATTENDING = 4
 """Windows whose attention is looked at."""
-SHRINKAGE = 1e-2
+LOSS_BATCHES = 4
+"""Batches whose loss is taken."""
+PROBED = 128
+"""Windows of the online probe, at least; with 32 of them a trained encoder looked worse than it was."""
+STRETCHES = 8
+"""The online probe is fitted on every other one of so many stretches of them, and judged on the rest."""
+SHRINKAGE = 0.1
 """Strength of the online probe's ridge, relative to the mean variance of a feature."""
 SMALLEST = 1e-12
 
@@ -46,25 +52,33 @@ def validate(
     if not batches:
         return numbers
     tokenizer = jepa.tokenizers[batches[0][0].domain] if batches[0][0].domain else jepa.tokenizer
-    probed = [batch for batch, _ in batches[::2]]  # half of the batches, apart in time, are enough for the probe
+    windows = len(batches[0][0].samples)
+    probed = [batch for batch, _ in batches[:: max(1, len(batches) // max(2, math.ceil(PROBED / windows)))]]
     past = tokenizer.grid.context_times * tokenizer.grid.per_time
     handed_on = jepa.objective.encoder
     with precision():
-        losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in batches]
-        latents = {}
+        latents: list[Tensor] = []
+        some = batches[:: max(1, len(batches) // LOSS_BATCHES)]
+        losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in some]
         for name, encoder in (("online", jepa.encoder), ("target", cast(Encoder, jepa.target.module))):
             # The encoder that is handed on sees all of these windows, the other a batch of them.
-            some = probed if name == handed_on else probed[:1]
-            issue = [jepa.tokens(batch, encoder=name, tokenizer=tokenizer).span(0, past) for batch in some]
-            layers = (-1, *jepa.encoder.latent_layers)
-            latents[name] = torch.cat([encoder.outputs(part, layers).float() for part in issue])
-            if len(latents[name]) > 1:
-                numbers[f"content_{name}"] = content(latents[name][..., : jepa.encoder.width])
+            issue = [
+                jepa.tokens(batch, encoder=name, tokenizer=tokenizer).span(0, past)
+                for batch in (probed if name == handed_on else probed[:1])
+            ]
+            varied = []
+            for number, part in enumerate(issue):
+                found = encoder.outputs(part, (-1, *jepa.encoder.latent_layers)).float()
+                if number % max(1, len(issue) // 2) == 0:
+                    varied.append(found[..., : jepa.encoder.width])
+                if name == handed_on:
+                    latents.append(found[:, -tokenizer.grid.per_time :, jepa.encoder.width :].clone())
+            if len(several := torch.cat(varied)) > 1:
+                numbers[f"content_{name}"] = content(several)
             numbers[f"attention_{name}"] = attention_entropy(encoder, issue[0])
     numbers["validation_loss"] = sum(losses) / len(losses)
-    probed_latents = latents[handed_on][..., jepa.encoder.width :]
     truth = [jepa.tokens(batch, tokenizer=tokenizer) for batch in probed]
-    numbers["probe_error"] = probe_error(probed_latents, truth, tokenizer.grid)
+    numbers["probe_error"] = probe_error(torch.cat(latents), truth, tokenizer.grid)
     return numbers
 
 
@@ -91,12 +105,13 @@ def attention_entropy(encoder: Encoder, tokens: Tokens) -> float:
     return float(torch.stack(found).mean()) if found else math.nan
 
 
-def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid: TokenGrid) -> float:
+def probe_error(latents: Float[Tensor, "B P Z"], tokens: Sequence[Tokens], grid: TokenGrid) -> float:
     """Error of a ridge regression from a place's last latent to its next token, over the truth's root mean square.
 
-    Fitted on the first half of the windows and judged on the second: 1 is what predicting zero, the climatology,
-    scores. Only observed values count. NaN where there are fewer than four windows or nothing follows, and for latents
-    that are not finite, with which a GPU's solver fails.
+    Windows come in the order of time. Fitted on every other one of `STRETCHES` stretches of them and judged on the
+    rest, so that both have all seasons: 1 is what predicting zero, the climatology, scores. Only observed values
+    count. NaN where there are fewer than four windows or nothing follows, and for latents that are not finite, with
+    which a GPU's solver fails. `latents` are those of the last time before what is predicted.
     """
     windows = len(latents)
     if windows < 4 or grid.times == grid.context_times or not latents.isfinite().all():
@@ -104,8 +119,9 @@ def probe_error(latents: Float[Tensor, "B N Z"], tokens: Sequence[Tokens], grid:
     last, per_time = (grid.context_times - 1) * grid.per_time, grid.per_time
     truth = torch.cat([part.values[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens]).double()
     weight = torch.cat([_observed(part)[:, last + per_time : last + 2 * per_time].flatten(2) for part in tokens])
-    features, half = latents[:, last : last + per_time].double(), windows // 2
-    train, test = slice(None, half), slice(half, None)
+    features = latents.double()
+    test = torch.arange(windows, device=latents.device) * min(STRETCHES, windows) // windows % 2 == 1
+    train = ~test
     mean = features[train].mean(dim=(0, 1))
     deviation = features[train].flatten(0, 1).std(dim=0).clamp_min(SMALLEST)
     inputs = (features - mean) / deviation
