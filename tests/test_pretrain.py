@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +30,12 @@ from sciJEPA.hub import Model, build_jepa, load, random_model, tokenizers_of
 from sciJEPA.jepa import StepOutput
 from sciJEPA.latents import embed
 from sciJEPA.losses import LossTerms
+from sciJEPA.masking import TokenGrid
 from sciJEPA.panel import probe
 from sciJEPA.pretrain import pretrain
 from sciJEPA.synthetic import travelling_waves
+from sciJEPA.tokenizers.base import Tokens
+from sciJEPA.training import validation
 from sciJEPA.training.monitor import SPREAD_FLOOR, CollapseWarning
 
 home = importlib.import_module("sciJEPA.pretrain")
@@ -593,6 +596,25 @@ def test_a_killed_run_with_all_options_resumes_to_the_same_bytes(runs: Runs, wav
         assert runs.end() == -signal.SIGKILL
         pretrain(config, tmp_path / moment, resume=True, progress=False)
         assert_same_run(tmp_path / moment, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("batch_size", [4, 48, 128])
+def test_the_online_probe_sees_the_whole_validation_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    travelling_waves(2800).to_zarr(tmp_path / "waves.zarr", consolidated=False)
+    config = tiny_config(tmp_path / "waves.zarr", training__batch_size=batch_size, training__steps=1)
+    found = []
+
+    def probed(latents: torch.Tensor, tokens: Sequence[Tokens], grid: TokenGrid) -> float:
+        values = torch.cat([part.values for part in tokens])
+        found.append(len(values.flatten(1).unique(dim=0)))
+        assert len(latents) == len(values)
+        return 1.0
+
+    monkeypatch.setattr(validation, "probe_error", probed)
+    pretrain(config, tmp_path / "run", progress=False)
+    assert found and min(found) >= 128
 
 
 def test_the_best_weights_are_those_with_the_lowest_probe_error(waves: Path, tmp_path: Path) -> None:
