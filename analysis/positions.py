@@ -1,7 +1,8 @@
 """Rotary or Fourier positions in the encoder: which makes the better frozen latents?
 
-    python analysis/positions.py --archive pressure=ncep_slp_natl_daily_2001_2010.nc --archive flow=kolmogorov.nc \
-        --archive transformer=ETTh1.csv --out runs/positions --seeds 0 1 --steps 600
+    python analysis/positions.py --archive pressure=ncep_slp_natl_daily_2001_2010.nc --archive transformer=ETTh1.csv \
+        --out runs/positions --seeds 0 1 --steps 600
+    python analysis/positions.py --archive flow=kolmogorov.nc --out runs/positions-flow --seeds 0 1 --steps 2400
 
 The library adds Fourier features of place and time to the embedding (default). Here attention in the encoder also
 turns queries and keys by angles that are linear in physical coordinates, with frequencies that are learned for each
@@ -10,8 +11,8 @@ those of space and lead time. Coordinates are points on the unit sphere, or on t
 periodic box, and the time in units of four windows; so angles meet at the date line and at the poles. The calendar and
 what else a token is told stay features. The predictor keeps Fourier positions: a question is nothing but its place.
 
-What is trained and how it is judged is that of `ablation.py`, whose table this writes; the committed one is in
-`analysis/results/positions`.
+What is trained and how it is judged is that of `ablation.py`, whose table this writes; the committed one, in
+`analysis/results/positions`, has the rows of both calls.
 """
 
 import argparse
