@@ -57,7 +57,9 @@ def test_joint(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     scores = pd.read_csv(tmp_path / "out/scores.csv")
     assert set(scores["domain"]) == {"waves", "flow", "load"} and set(scores["training"]) == {"alone", "joint"}
-    assert len([line for line in done.stdout.splitlines() if line.startswith("| waves |")]) == 4  # one a lead
+    rows = [line.split(" | ")[2:4] for line in done.stdout.splitlines() if line.startswith("| waves |")]
+    read = ["latents + ridge", "latents and what the predictor foresees + local"]
+    assert rows == [[what, lead] for what in read for lead in ("24H", "48H", "72H", "120H")]
     again = [*words, "--archive", "other=load.csv", "--variables", "other=load"][4:]
     done = subprocess.run([sys.executable, script, *again], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # two archives, one of which is new; numbers of the others stay
