@@ -22,7 +22,7 @@ from sciJEPA.archive import Archive
 from sciJEPA.masking import Masker, MaskPlan
 from sciJEPA.normalize import Normalizer
 from sciJEPA.samples import epoch_order, require_batch
-from sciJEPA.storage.chunks import ChunkReader, Reading, decoded_together, in_archive_order, places_of
+from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, places_of
 from sciJEPA.tokenizers.base import Batch
 
 BLOCKS = 64
@@ -35,6 +35,19 @@ AHEAD = 3
 """Batches that are being read, or wait, while one is in training."""
 KEPT_ARRAYS = 2 * (AHEAD + 2)
 """Values and flags of batches: those ahead, the one in training, and the one before it, which may still have a name."""
+
+
+def decoded_together(archive: Archive) -> int:
+    """Time steps that cannot be decoded apart: a chunk, also where chunks are gathered in shards."""
+    time = archive.axes["time"]
+    steps = [1]
+    for name in archive.variables:
+        variable = archive.ds[name].variable
+        chunks = variable.encoding.get("chunks") if variable.encoding.get("shards") else None
+        steps.append(
+            min(archive.chunk_steps, int(chunks[variable.dims.index(time)]) if chunks else archive.chunk_steps)
+        )
+    return max(steps)
 
 
 @dataclass(eq=False)

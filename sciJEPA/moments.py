@@ -9,7 +9,6 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,7 +18,7 @@ TILE_VALUES, TILE_STEPS = 2**19, 64
 fit into a core's own cache are slower: threads hand the interpreter over at every call."""
 PAIRS = 8
 """Of so many pairs of neighbouring steps, one is taken for the spread of tendencies."""
-SHORT_SUM = 2**12
+SHORT_SUM = 2**8
 """Squares are summed in float32 over so many values; over a whole tile rounding would be no longer even."""
 QUICK_PRODUCT = 10**6
 """Multiplications up to which OpenBLAS multiplies matrices without packing them first, where it knows how to."""
@@ -72,57 +71,6 @@ def _squares(values: np.ndarray) -> float:
     return float(np.matmul(parts[:, None], parts[:, :, None]).sum(dtype=np.float64)) + float(np.dot(rest, rest))
 
 
-def _columns(values: np.ndarray) -> Iterator[slice]:
-    """The points of tiles of values (steps, points)."""
-    places = dict.fromkeys((points.start, points.stop) for _, points in tiles(*values.shape))
-    return itertools.starmap(slice, places)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The basis functions of some steps, (T, K) and (K, T) in float32, and which steps follow the one before."""
-
-    basis: np.ndarray
-    waves: np.ndarray
-    follows: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over a tile: of basis times value (K, points), of squares, of squares of changes and their number."""
-
-    projection: np.ndarray
-    squares: float
-    changes: float
-    pairs: int
-    absent: np.ndarray | None
-
-
-_Tile = tuple[slice, slice, _Sums]
-"""Steps, points, and the sums over them."""
-
-
-def _sums_of(values: np.ndarray, offset: np.ndarray, waves: np.ndarray, follows: np.ndarray) -> _Sums | None:
-    """Sums of values (T, points) less `offset`, which may be overwritten; None where one is infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # In place, where rows lie after each other, it stays in the caches.
-        tile = np.subtract(values, offset, out=values if values.flags.c_contiguous else scratch(values.shape)[0])
-        change, together = tile[1::PAIRS] - tile[:-1:PAIRS], follows[1::PAIRS]
-        squares, changed, absent = _squares(tile), _squares(change), None
-        if not math.isfinite(squares):
-            if np.isinf(tile).any():
-                return None
-            absent = np.isnan(tile)
-            tile[absent] = 0
-            squares = float(np.einsum("tp,tp->", tile, tile, dtype=np.float64))
-        if not together.all() or not math.isfinite(changed):
-            change = change[together]
-            change = change[np.isfinite(change)]
-            changed = _squares(change)
-        absent = absent if absent is not None and absent.any() else None  # else only squares were beyond float32
-        return _Sums(flat_product(waves, tile), squares, changed, change.size, absent)
-
-
 class Moments:
     """Sums of the least-squares fit of K basis functions at every grid point; NaN are left out, point by point.
 
@@ -150,82 +98,78 @@ class Moments:
     def add(self, basis: np.ndarray, follows: np.ndarray) -> Callable[[int, np.ndarray], None]:
         """Add steps, of which one that `follows` has no gap before it.
 
-        Comes back with a function that takes the number of a channel and its values (T, *space), overwrites them, and
-        may be called by any thread. In each channel sums are added in the order of these calls, so that threads change
-        none: those that come before their turn are left to the thread that is adding those before them.
+        Comes back with a function that takes the number of a channel and its values (T, *space), and may be called by
+        any thread. In each channel steps are added in the order of these calls, so that threads change no sum: values
+        that come before their turn are left to the thread that is adding those before them.
         """
-        basis = basis.astype(np.float32).astype(np.float64)  # what the sums are made with
+        single = basis.astype(np.float32)
+        basis = single.astype(np.float64)  # what the sums are made with
+        waves = np.ascontiguousarray(single.T)
         self.gram += basis.T @ basis
         self.steps += len(basis)
         number, self._blocks = self._blocks, self._blocks + 1
-        block = _Steps(basis, np.ascontiguousarray(basis.T, dtype=np.float32), follows)
 
         def add_channel(channel: int, fields: np.ndarray) -> None:
             values = fields.reshape(len(fields), -1)
-            if self._new_places(channel, values):  # what they are measured from has to wait for its turn
-                with self.lock:
-                    waits = self._turn[channel] != number
-                work = partial(self._add_new, channel, block, values.copy() if waits else values)
-            else:
-                work = partial(self._keep, channel, block, self._sums(channel, block, values))
-            self._in_turn(channel, number, work)
+            places = dict.fromkeys((tile[1].start, tile[1].stop) for tile in tiles(*values.shape))
+            for some in itertools.starmap(slice, places):
+                if not self._add_points(channel, some, basis, waves, follows, values[:, some]):
+                    self.infinite.add(channel)
 
-        return add_channel
-
-    def _in_turn(self, channel: int, number: int, work: Callable[[], None]) -> None:
-        """Do it, and what waits for it; or leave it to the thread that does what comes before."""
-        waiting: Callable[[], None] | None = work
-        with self.lock:
-            if self._turn[channel] != number:
-                self._waiting[channel][number] = work
-                return
-        while waiting is not None:
-            waiting()
+        def in_turn(channel: int, fields: np.ndarray) -> None:
             with self.lock:
-                self._turn[channel] += 1
-                waiting = self._waiting[channel].pop(self._turn[channel], None)
+                self._waiting[channel][number] = partial(add_channel, channel, fields)
+                if self._turn[channel] != number:
+                    return
+            while True:
+                with self.lock:
+                    add = self._waiting[channel].pop(self._turn[channel], None)
+                    if add is None:
+                        return
+                add()
+                with self.lock:
+                    self._turn[channel] += 1
 
-    def _new_places(self, channel: int, values: np.ndarray) -> bool:
-        """Whether a place has its first value among these."""
-        unseen = np.isnan(self.offset[channel])
-        return bool(unseen.any()) and bool(unseen.all() or not np.isnan(values[:, unseen]).all())
+        return in_turn
 
-    def _add_new(self, channel: int, block: _Steps, values: np.ndarray) -> None:
+    def _add_points(
+        self,
+        channel: int,
+        points: slice,
+        basis: np.ndarray,
+        waves: np.ndarray,
+        follows: np.ndarray,
+        values: np.ndarray,
+    ) -> bool:
+        """Sums over a few steps in float32, and over those in float64; False where a value is infinite."""
         # Around a value of the point itself, sums of squares keep their digits: pressure varies by 1 % of itself.
-        if np.isinf(values).any():
-            self.infinite.add(channel)
-            return
-        for points in _columns(values):
-            offset, part = self.offset[channel, points], values[:, points]
-            first = (~np.isnan(part)).argmax(axis=0)
-            np.copyto(offset, part[first, np.arange(len(first))], where=np.isnan(offset))
-        self._keep(channel, block, self._sums(channel, block, values))
-
-    def _sums(self, channel: int, block: _Steps, values: np.ndarray) -> list[_Tile] | None:
-        """Sums over a few steps in float32, tile by tile; None where a value is infinite."""
-        found = []
-        for points in _columns(values):
-            offset, part = self.offset[channel, points], values[:, points]
+        offset = self.offset[channel, points]
+        if np.isnan(offset).any():
+            first = np.isfinite(values).argmax(axis=0)
+            np.copyto(offset, values[first, np.arange(len(first))], where=np.isnan(offset))
+        with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, len(values), TILE_STEPS):
                 steps = slice(first, first + TILE_STEPS)
-                sums = _sums_of(part[steps], offset, block.waves[:, steps], block.follows[steps])
-                if sums is None:
-                    return None
-                found.append((steps, points, sums))
-        return found
-
-    def _keep(self, channel: int, block: _Steps, found: list[_Tile] | None) -> None:
-        """Add sums in float64."""
-        if found is None:
-            self.infinite.add(channel)
-            return
-        for steps, points, sums in found:
-            self.projection[:, channel, points] += sums.projection
-            self.squares[channel] += sums.squares
-            self.changes[channel] += sums.changes
-            self.pairs[channel] += sums.pairs
-            if sums.absent is not None:
-                self._add_absent(channel, points, block.basis[steps], sums.absent)
+                tile = np.subtract(values[steps], offset, out=scratch(values[steps].shape)[0])
+                change, together = tile[1::PAIRS] - tile[:-1:PAIRS], follows[steps][1::PAIRS]
+                squares, changed = _squares(tile), _squares(change)
+                if not math.isfinite(squares):
+                    if np.isinf(values[steps]).any():
+                        return False
+                    absent = np.isnan(tile)
+                    tile[absent] = 0
+                    squares = float(np.einsum("tp,tp->", tile, tile, dtype=np.float64))
+                    if absent.any():
+                        self._add_absent(channel, points, basis[steps], absent)
+                if not together.all() or not math.isfinite(changed):
+                    change = change[together]
+                    change = change[np.isfinite(change)]
+                    changed = _squares(change)
+                self.projection[:, channel, points] += flat_product(waves[:, steps], tile)
+                self.squares[channel] += squares
+                self.changes[channel] += changed
+                self.pairs[channel] += change.size
+        return True
 
     def _add_absent(self, channel: int, points: slice, basis: np.ndarray, absent: np.ndarray) -> None:
         with self.lock:

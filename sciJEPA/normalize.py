@@ -8,8 +8,8 @@ loud as storm tracks).
 
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,17 +19,12 @@ from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.moments import Moments, flat_product, scratch, tiles
 from sciJEPA.samples import Ranges, contiguous
-from sciJEPA.storage.chunks import ChunkReader, Reading, decoded_together, places_of
+from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, places_of
 
 ANNUAL_HARMONICS = 3
 DAILY_HARMONICS = 2
-BLOCK_VALUES = 2**19
-"""Values of a variable that a thread decodes and works on: 2 MB of float32, which stay in a cache."""
-FOREIGN_BLOCK_VALUES = 2**23
-"""Values of all variables that are read at once where another library decodes them, for which each call is dear."""
-BLOCKS_AHEAD = 8
-"""Blocks that wait to be decoded, so that no thread ever waits."""
-Use = Callable[[range, np.ndarray], None]
+BLOCK_VALUES = 8 * 2**20
+"""Values read at once, twice: 64 MB of float32."""
 MODES = ("anomaly", "zscore", "spread", "log1p", "asinh", "none")
 CURVES: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
     "log1p": (lambda x: np.log1p(np.maximum(x, 0)), np.expm1),  # the sign of packed zeros is rounding
@@ -77,32 +72,38 @@ def calendar_features(time: pd.Index) -> np.ndarray:
     )
 
 
-def block_bounds(reader: ChunkReader, start: int, stop: int) -> list[tuple[int, int]]:
-    """First step and end of blocks of bounded memory, aligned to the chunks of the storage."""
-    archive = reader.archive
-    chunk, places = decoded_together(archive), math.prod(archive.shape)
-    if len(reader.direct) == len(archive.variables):
-        per_variable = Counter(channel.variable for channel in archive.channels)
-        steps = BLOCK_VALUES // (max(per_variable.values()) * places)
-    else:
-        steps = FOREIGN_BLOCK_VALUES // (len(archive.channels) * places)
-    steps = max(chunk, steps // chunk * chunk, 1)
-    return list(itertools.pairwise([start, *range((start // steps + 1) * steps, stop, steps), stop]))
+def read_blocks(
+    reader: ChunkReader, start: int, stop: int, begin: Callable[[int, int, np.ndarray], Reading] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """First step and fields (V, T, *space) of blocks of bounded memory, aligned to the chunks of the storage.
 
-
-def over_blocks(reader: ChunkReader, split: Ranges, use: Callable[[int, int], Use]) -> None:
-    """Read all steps once, in blocks; `use` comes back with what `ChunkReader.lend` calls for a block."""
-    ahead: deque[Reading] = deque()
+    Space is in the order of the storage. While a block is in use the next one is being read, and the one after it takes
+    its memory. `begin` may read steps into memory in another way.
+    """
+    archive, order = reader.archive, reader.space_order
+    begin = begin or (lambda start, stop, fields: reader.begin(start, stop, in_archive_order(fields, order)))
+    space = tuple(archive.shape[axis] for axis in order)
+    chunk, per_step = archive.chunk_steps, len(archive.channels) * math.prod(space)
+    steps = max(chunk, BLOCK_VALUES // per_step // chunk * chunk, 1)
+    bounds = [start, *range((start // steps + 1) * steps, stop, steps), stop]
+    shape = (len(archive.channels), min(steps, stop - start), *space)
+    memory = [np.empty(shape, dtype=np.float32) for _ in range(2)]
+    ahead: deque[tuple[int, np.ndarray, Reading]] = deque()
     try:
-        for start, stop in (bounds for part in split for bounds in block_bounds(reader, *part)):
-            ahead.append(reader.lend(start, stop, use(start, stop)))
-            if len(ahead) > BLOCKS_AHEAD:
-                ahead.popleft().result()
-        while ahead:
-            ahead.popleft().result()
-    finally:  # nobody works for a caller that is gone
-        for reading in ahead:
+        for number, (first, end) in enumerate(itertools.pairwise(bounds)):
+            fields = memory[number % 2][:, : end - first]
+            ahead.append((first, fields, begin(first, end, fields)))
+            if len(ahead) == 2:
+                yield _read(*ahead.popleft())
+        yield _read(*ahead.popleft())
+    finally:  # nobody writes into memory that is gone
+        for _, _, reading in ahead:
             reading.cancel()
+
+
+def _read(first: int, fields: np.ndarray, reading: Reading) -> tuple[int, np.ndarray]:
+    reading.result()
+    return first, fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,21 +332,23 @@ def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | N
     moments, together = Moments(1 + 2 * annual + 2 * daily, shape), contiguous(archive)
     basis = harmonic_basis(archive.time, annual, daily)
 
-    def use(start: int, stop: int) -> Use:
+    def begin(start: int, stop: int, fields: np.ndarray) -> Reading:
         add = moments.add(basis[start:stop], together[start:stop])
 
-        def add_channels(channels: range, values: np.ndarray) -> None:  # by the thread that has decoded them
-            for number, fields in zip(channels, values, strict=True):
-                add(number, curves[number](fields / unit[number]) if number in curves else fields)
-            if moments.infinite:
-                raise UserError(
-                    f"{archive.channels[min(moments.infinite)].name} of {archive.source} has infinite values in the "
-                    "training split; mask them, for example with ds.where(np.isfinite(ds))."
-                )
+        def add_channels(channels: Sequence[int]) -> None:  # by the thread that has decoded them
+            for number in channels:
+                if number in curves:
+                    fields[number] = curves[number](fields[number] / unit[number])
+                add(number, fields[number])
 
-        return add_channels
+        return reader.begin(start, stop, in_archive_order(fields, order), add_channels)
 
-    over_blocks(reader, split, use)
+    for _ in (block for start, stop in split for block in read_blocks(reader, start, stop, begin)):
+        if moments.infinite:
+            raise UserError(
+                f"{archive.channels[min(moments.infinite)].name} of {archive.source} has infinite values in the "
+                "training split; mask them, for example with ds.where(np.isfinite(ds))."
+            )
     return replace(_solved(archive, split, moments, order, chosen, unit, (annual, daily)), seasonal=seasonal)
 
 
@@ -368,23 +371,15 @@ def _units(archive: Archive, split: Ranges, modes: Sequence[str]) -> np.ndarray:
     if not names:
         return unit
     part = open_archive(archive, variables=list(names))
-    parts: list[np.ndarray] = []  # of each block, so that threads change no sum
-
-    def use(start: int, stop: int) -> Use:
-        sums = np.zeros((3, len(part.channels)))
-        parts.append(sums)
-
-        def add_channels(channels: range, values: np.ndarray) -> None:
-            for number, fields in zip(channels, values, strict=True):
-                squares = np.nansum(fields.astype(np.float64) ** 2)
-                sums[:, number] = squares, np.isfinite(fields).sum(), np.nanmin(fields, initial=0)
-
-        return add_channels
-
-    over_blocks(ChunkReader(part), split, use)
-    squares, count, least = np.moveaxis(np.array(parts), 1, 0)
-    found = np.sqrt(squares.sum(axis=0) / np.maximum(count.sum(axis=0), 1))
-    for channel, size, low in zip(part.channels, found, least.min(axis=0), strict=True):
+    squares, count, least = (np.zeros(len(part.channels)) for _ in range(3))
+    reader = ChunkReader(part)
+    for _, fields in (block for start, stop in split for block in read_blocks(reader, start, stop)):
+        values = fields.reshape(len(fields), -1)
+        squares += np.nansum(values.astype(np.float64) ** 2, axis=1)
+        count += np.isfinite(values).sum(axis=1)
+        least = np.fmin(least, np.nanmin(values, axis=1, initial=0))
+    found = np.sqrt(squares / np.maximum(count, 1))
+    for channel, size, low in zip(part.channels, found, least, strict=True):
         number = archive.channels.index(channel)
         unit[number] = size if size > 0 else 1
         if modes[number] == "log1p" and low < -0.01 * size:

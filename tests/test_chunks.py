@@ -1,6 +1,5 @@
 """Chunks: whatever the storage, a ChunkReader gives what Archive.read gives, and refuses what it refuses."""
 
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -10,7 +9,6 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -451,34 +449,6 @@ def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     archive = open_archive(to_zarr(ds, tmp_path / "a.zarr", chunks=(2, 1, 3, 8)))
     one, four = ChunkReader(archive, threads=1), ChunkReader(archive, threads=4)
     np.testing.assert_array_equal(one.read(1, 20), four.read(1, 20))
-
-
-@pytest.mark.parametrize("direct", [("a", "z"), ("z",), ()])
-def test_lent_memory_holds_what_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: tuple[str, ...]
-) -> None:
-    monkeypatch.setattr(chunks, "TASK_BYTES", 1)
-    ds = dataset(a=field(("time", "level", "lat", "lon")), z=field(("time", "lon", "lat"), "f8", 1))
-    archive = open_archive(to_zarr(ds, tmp_path / "a.zarr"))
-    fields = [one for one in chunks._direct_fields(archive) if one.name in direct]
-    monkeypatch.setattr(chunks, "_direct_fields", lambda archive: tuple(fields))
-    reader = ChunkReader(archive, threads=3)
-    assert reader.direct == direct
-    found, memory = np.full((STEPS, len(archive.channels), *archive.shape), np.nan, np.float32), set()
-
-    def use(first: int, channels: range, values: np.ndarray) -> None:
-        found[first : first + values.shape[1], channels.start : channels.stop] = chunks.in_archive_order(
-            values, reader.space_order
-        )
-        memory.add(values.__array_interface__["data"][0])
-        values[...] = -1
-
-    bounds = list(itertools.pairwise(range(0, STEPS + 1, 3)))
-    readings = [reader.lend(first, last, partial(use, first)) for first, last in bounds]
-    for reading in readings:
-        reading.result()
-    np.testing.assert_array_equal(found, archive.read(0, STEPS))
-    assert len(memory) <= 2 * 3 < len(bounds)  # for each of the threads, of either variable
 
 
 def test_several_threads_may_read_at_once(tmp_path: Path) -> None:

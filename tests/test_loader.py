@@ -11,11 +11,10 @@ import xarray as xr
 
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
-from sciJEPA.loader import BatchStream, WindowReader
+from sciJEPA.loader import BatchStream, WindowReader, decoded_together
 from sciJEPA.masking import Masker, MaskingConfig, TokenGrid
 from sciJEPA.normalize import Normalizer, fit_normalizer
 from sciJEPA.samples import window_starts
-from sciJEPA.storage.chunks import decoded_together
 from sciJEPA.synthetic import travelling_waves
 from sciJEPA.tokenizers.base import Batch
 

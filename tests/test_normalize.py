@@ -1,5 +1,4 @@
 import dataclasses
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,11 +13,11 @@ from sciJEPA.moments import GAP_RIDGE
 from sciJEPA.normalize import (
     MODES,
     Normalizer,
-    block_bounds,
     calendar_features,
     fit_normalizer,
     harmonic_basis,
     progress,
+    read_blocks,
 )
 from sciJEPA.storage.chunks import ChunkReader
 from sciJEPA.synthetic import travelling_waves
@@ -251,9 +250,9 @@ def test_points_that_are_never_seen_are_zero_and_flagged():
 def test_a_first_block_without_any_value_does_no_harm(monkeypatch):
     time, field = days(90), 1e5 + noise(90)
     field[:40] = np.nan
-    monkeypatch.setattr(normalize, "FOREIGN_BLOCK_VALUES", 12 * 30)
+    monkeypatch.setattr(normalize, "BLOCK_VALUES", 12 * 30)
     archive = dataclasses.replace(on(time, field), chunk_steps=1)
-    assert block_bounds(ChunkReader(archive), 0, 90) == [(0, 30), (30, 60), (60, 90)]
+    assert len(list(read_blocks(ChunkReader(archive), 0, 90))) == 3
     normalizer = fit_normalizer(archive, ((0, 90),))
     np.testing.assert_allclose(normalizer.spread, rms(np.nanstd(field, axis=0)), rtol=1e-3)
 
@@ -266,49 +265,19 @@ def test_a_first_block_without_any_value_does_no_harm(monkeypatch):
 def test_in_blocks_is_as_all_at_once(monkeypatch, chunk, values, missing):
     archive = open_archive(travelling_waves(900, nlat=3, nlon=8, variables=("z", "t"), missing=missing))
     whole = fit_normalizer(archive, ((30, 850),))
-    monkeypatch.setattr(normalize, "FOREIGN_BLOCK_VALUES", values)
+    monkeypatch.setattr(normalize, "BLOCK_VALUES", values)
     assert_same(fit_normalizer(dataclasses.replace(archive, chunk_steps=chunk), ((30, 850),)), whole)
 
 
 @pytest.mark.parametrize("start, stop, chunk", [(0, 50, 7), (3, 50, 7), (13, 15, 7), (0, 50, 50), (5, 6, 1)])
 def test_blocks_follow_each_other_and_the_chunks(monkeypatch, start, stop, chunk):
-    monkeypatch.setattr(normalize, "FOREIGN_BLOCK_VALUES", 12 * 15)
+    monkeypatch.setattr(normalize, "BLOCK_VALUES", 12 * 15)
     archive = dataclasses.replace(on(days(50), noise(50)), chunk_steps=chunk)
-    bounds = block_bounds(ChunkReader(archive), start, stop)
-    assert [first for first, _ in bounds] == [start, *(last for _, last in bounds[:-1])] and bounds[-1][1] == stop
-    assert all(first % chunk == 0 for first, _ in bounds[1:])
-    assert all(last - first <= max(15, chunk) for first, last in bounds)
-
-
-@pytest.mark.parametrize("chunks", [1, 8, 200])
-def test_statistics_of_chunks_on_disk_are_those_in_memory(tmp_path, monkeypatch, chunks):
-    # Blocks of 16 steps, in which some places have no value yet: what is measured from what must not depend on threads.
-    ds = travelling_waves(200, nlat=4, nlon=8, variables=("z", "t"), missing=0.1)
-    ds["z"] = 1e5 + ds["z"].where(ds["time"] > ds["time"][60])
-    ds["t"][:, 1, 2] = np.nan
-    ds.to_zarr(tmp_path / "a.zarr", encoding={name: {"chunks": (chunks, 4, 8)} for name in ("z", "t")})
-    monkeypatch.setattr(normalize, "BLOCK_VALUES", 16 * 32)
-    archive = open_archive(tmp_path / "a.zarr")
-    found = fit_normalizer(archive, ((0, 200),))
-    assert len(ChunkReader(archive).direct) == 2
-    assert_same(found, fit_normalizer(open_archive(ds[["t", "z"]]), ((0, 200),)))
-    for threads in (1, 3, 8):
-        monkeypatch.setattr(normalize, "ChunkReader", partial(ChunkReader, threads=threads))
-        for _ in range(5):
-            again = fit_normalizer(archive, ((0, 200),))
-            assert again.coefficients.tobytes() == found.coefficients.tobytes()
-            assert again.spread.tobytes() == found.spread.tobytes()
-
-
-def test_infinite_values_are_named_wherever_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(normalize, "BLOCK_VALUES", 16 * 32)
-    for step in (0, 20, 150):
-        ds = travelling_waves(200, nlat=4, nlon=8, variables=("z", "t"))
-        ds["t"][:, 1, 2] = np.nan  # a place without any other value
-        ds["t"][step, 1, 2] = -np.inf
-        ds.to_zarr(tmp_path / f"{step}.zarr", encoding={name: {"chunks": (8, 4, 8)} for name in ("z", "t")})
-        with pytest.raises(UserError, match=r"^t of .* has infinite values in the training split"):
-            fit_normalizer(open_archive(tmp_path / f"{step}.zarr"), ((0, 200),))
+    reader = ChunkReader(archive)
+    blocks = [(first, fields.swapaxes(0, 1).copy()) for first, fields in read_blocks(reader, start, stop)]
+    np.testing.assert_array_equal(np.concatenate([fields for _, fields in blocks]), archive.read(start, stop))
+    assert [first for first, _ in blocks][1:] == [first + len(fields) for first, fields in blocks][:-1]
+    assert all(first % chunk == 0 for first, _ in blocks[1:])
 
 
 # --- apply and invert -------------------------------------------------------------------------------------------------

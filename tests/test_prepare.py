@@ -453,11 +453,13 @@ MEASURED = textwrap.dedent(
     """
     import resource, sys
     import numpy as np, xarray as xr
+    import sciJEPA.normalize
     from importlib import import_module
 
     verb = import_module("sciJEPA.prepare")
 
     source, out = sys.argv[1:]
+    sciJEPA.normalize.BLOCK_VALUES = 2**21  # 8 MB
     small = xr.open_zarr(source, consolidated=False).isel(time=slice(0, 40))
     verb.prepare(small, out + "-small", memory_mb=64, progress=False)  # loads what is loaded on first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,14 +8,12 @@ chunk of packed values, so that the two cannot disagree).
 """
 
 import itertools
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +40,7 @@ class _Field:
 
     name: str
     stored: StoredArray
-    channels: range
+    channels: slice
     levels: bool
     order: tuple[int, ...]
     """Storage dimension -> its place among (time, level, *space), others left out."""
@@ -68,8 +66,9 @@ class _Field:
         return [_cuts(chunk, 0, size) for size, chunk in zip(sizes, self.stored.chunks, strict=True)]
 
     def in_storage_order(self, out: np.ndarray) -> np.ndarray:
-        """The channels of this variable (steps, C, *space), viewed with the dimensions of its storage."""
-        view = (out if self.levels else out[:, 0]).transpose(self.order)
+        """The channels of this variable within `out`, viewed with the dimensions of its storage."""
+        view = out[:, self.channels] if self.levels else out[:, self.channels.start]
+        view = view.transpose(self.order)
         return np.expand_dims(view, self.extra) if self.extra else view
 
     def tasks(self, index: tuple[int, ...], steps: slice) -> Iterator[list[Place]]:
@@ -126,11 +125,7 @@ class ChunkReader:
         self.direct = tuple(field.name for field in self._fields)
         others = [name for name in archive.variables if name not in self.direct]
         self._others = open_archive(archive, variables=others) if others else None
-        self._other_channels: list[tuple[range, slice]] = []  # of each variable: in the archive and among the others
-        for name in others:
-            channels, last = _channels(archive, name), sum(len(channels) for channels, _ in self._other_channels)
-            self._other_channels.append((channels, slice(last, last + len(channels))))
-        self._lent: list[np.ndarray] = []
+        self._other_channels = [n for n, channel in enumerate(archive.channels) if channel.variable in others]
         self._scratch = Scratch()
         self._lock = threading.Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -166,53 +161,46 @@ class ChunkReader:
         UserError
             If the range lies outside of the archive, or a chunk is damaged; `out` then holds anything.
         """
-        if out is None:
-            out = np.empty(self._shape(start, stop), dtype=np.float32)
         reading = self.begin(start, stop, out)
         try:
             reading.result()
         finally:  # nobody writes into `out` any more when the caller has it back
             reading.cancel()
-        return out
+        return reading.out
 
-    def begin(self, start: int, stop: int, out: np.ndarray, finish: Callable[[range], None] | None = None) -> "Reading":
+    def begin(
+        self,
+        start: int,
+        stop: int,
+        out: np.ndarray | None = None,
+        finish: Callable[[Sequence[int]], None] | None = None,
+    ) -> "Reading":
         """Begin to `read`, and come back at once.
 
         `finish` is called with the channels of a variable by the thread that has decoded the last of its chunks, so
         that what is done to the values finds them in that thread's cache.
         """
-        shape = self._shape(start, stop)
-        if out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
-            raise UserError(f"out must be a writeable float32 array of shape {shape}, got {out.dtype} {out.shape}.")
-        return self._begin(start, stop, partial(_Given, out, finish))
-
-    def lend(self, start: int, stop: int, use: Callable[[range, np.ndarray], None]) -> "Reading":
-        """Begin to read into memory that stays in the caches of the threads, and come back at once.
-
-        `use` is called with the channels of a variable and their values, shape (C, stop - start, *space in
-        `space_order`), by the thread that has decoded the last of its chunks. It may overwrite them; the memory then
-        serves another variable or the next steps.
-        """
-        return self._begin(start, stop, partial(_Lent, self._lent, self.space_order, use, self._shape(start, stop)))
-
-    def _shape(self, start: int, stop: int) -> tuple[int, ...]:
         start, stop = self.archive.check_range(start, stop)
-        return stop - start, len(self.archive.channels), *self.archive.shape
-
-    def _begin(self, start: int, stop: int, memory_of: "Callable[[range], _Given | _Lent]") -> "Reading":
+        shape = (stop - start, len(self.archive.channels), *self.archive.shape)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
+            raise UserError(f"out must be a writeable float32 array of shape {shape}, got {out.dtype} {out.shape}.")
         running: list[tuple[str, Future[None]]] = []
         segments = list(self.archive.segments(start, stop))
         for field in self._fields:
-            memory = memory_of(field.channels)
-            groups = [(group, place) for index, steps, place in segments for group in field.tasks(index, steps)]
+            groups = []
+            for index, steps, place in segments:
+                target = field.in_storage_order(out[place])
+                groups += [(group, target) for group in field.tasks(index, steps)]
             left = itertools.count(len(groups) - 1, -1)  # its `next` is atomic
-            for number, (group, place) in enumerate(groups):
-                task = self.submit(self._decode, field, group, place, memory, number == 0, left)
+            for number, (group, target) in enumerate(groups):
+                task = self.submit(self._decode, field, group, target, number == 0, left, finish)
                 running.append((field.name, task))
         if self._others is not None:
-            task = self.submit(self._read_others, start, stop, memory_of)
+            task = self.submit(self._read_others, start, stop, out, finish)
             running.append((self._others.variables[0], task))
-        return Reading(self.archive, start, stop, running)
+        return Reading(self.archive, start, stop, out, running)
 
     def submit(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> "Future[Any]":
         """Have the pool do something else, after all that it was given before."""
@@ -229,23 +217,23 @@ class ChunkReader:
         self,
         field: _Field,
         places: list[Place],
-        steps: slice,
-        memory: "_Given | _Lent",
+        target: np.ndarray,
         check: bool,
         left: Iterator[int],
+        finish: Callable[[Sequence[int]], None] | None,
     ) -> None:
-        """Decode a group of chunks into the `steps` of `memory`."""
+        """Decode a group of chunks into `target`, which has the dimensions of the storage."""
         if check:
             self.archive.check_storage(field.name)
         try:
-            self._load(field, places, field.in_storage_order(memory.take()[steps]))
+            self._load(field, places, target)
         finally:
             self._scratch.close()
-        if next(left) == 0:
-            memory.finish()
+        if next(left) == 0 and finish is not None:
+            finish(range(field.channels.start, field.channels.stop))
 
     def _load(self, field: _Field, places: list[Place], target: np.ndarray) -> None:
-        """Each chunk into its place in `target`, which has the dimensions of the storage."""
+        """Each chunk into its place in `target`."""
         stored = field.stored
         plain = field.decode is None and stored.dtype == np.dtype(np.float32)
         for place in places:
@@ -269,75 +257,25 @@ class ChunkReader:
             self.archive.absent.check_file(field.stored.path, field.stored.file_of(index), float(field.fill))
         return field.fill
 
-    def _read_others(self, start: int, stop: int, memory_of: "Callable[[range], _Given | _Lent]") -> None:
-        assert self._others is not None
-        values = self._others.read(start, stop)
-        for channels, place in self._other_channels:
-            memory = memory_of(channels)
-            memory.take()[...] = values[:, place]
-            memory.finish()
-
-
-class _Given:
-    """Channels of an array that the caller has."""
-
-    def __init__(self, out: np.ndarray, finish: Callable[[range], None] | None, channels: range) -> None:
-        self._out, self._finish, self._channels = out, finish, channels
-
-    def take(self) -> np.ndarray:
-        """Memory of shape (steps, C, *space)."""
-        return self._out[:, self._channels.start : self._channels.stop]
-
-    def finish(self) -> None:
-        """All values are there."""
-        if self._finish is not None:
-            self._finish(self._channels)
-
-
-class _Lent:
-    """Memory out of a pool, from the first chunk that is decoded until the values are used."""
-
-    def __init__(
-        self,
-        pool: list[np.ndarray],
-        order: tuple[int, ...],
-        use: Callable[[range, np.ndarray], None],
-        shape: tuple[int, ...],
-        channels: range,
+    def _read_others(
+        self, start: int, stop: int, out: np.ndarray, finish: Callable[[Sequence[int]], None] | None
     ) -> None:
-        self._pool, self._order, self._use, self._channels = pool, order, use, channels
-        self._shape = (len(channels), shape[0], *(shape[2 + axis] for axis in order))
-        self._flat: np.ndarray | None = None
-        self._lock = threading.Lock()
-
-    def take(self) -> np.ndarray:
-        """Memory of shape (steps, C, *space)."""
-        with self._lock:
-            if self._flat is None:
-                with suppress(IndexError):  # none is left
-                    self._flat = self._pool.pop()
-                if self._flat is None or len(self._flat) < math.prod(self._shape):
-                    self._flat = np.empty(math.prod(self._shape), dtype=np.float32)
-            return in_archive_order(self._values(self._flat), self._order)
-
-    def finish(self) -> None:
-        """All values are there."""
-        assert self._flat is not None
-        self._use(self._channels, self._values(self._flat))
-        self._pool.append(self._flat)
-
-    def _values(self, memory: np.ndarray) -> np.ndarray:
-        return memory[: math.prod(self._shape)].reshape(self._shape)
+        assert self._others is not None
+        out[:, self._other_channels] = self._others.read(start, stop)
+        if finish is not None:
+            finish(self._other_channels)
 
 
 class Reading:
-    """Time steps on their way into memory; made by `ChunkReader.begin` and `ChunkReader.lend`."""
+    """Time steps on their way into `out`; made by `ChunkReader.begin`."""
 
-    def __init__(self, archive: Archive, start: int, stop: int, running: list[tuple[str, "Future[None]"]]) -> None:
-        self.archive, self.start, self.stop, self._running = archive, start, stop, running
+    def __init__(
+        self, archive: Archive, start: int, stop: int, out: np.ndarray, running: list[tuple[str, "Future[None]"]]
+    ) -> None:
+        self.archive, self.start, self.stop, self.out, self._running = archive, start, stop, out, running
 
-    def result(self) -> None:
-        """Come back once all is there; raises what went wrong."""
+    def result(self) -> np.ndarray:
+        """`out` once all is there; raises what went wrong."""
         for name, future in self._running:
             try:
                 future.result()
@@ -346,6 +284,7 @@ class Reading:
             except Exception as error:
                 raise self.archive.damaged(name, self.start, self.stop, error) from error
         self._running = []  # asked again, it costs nothing
+        return self.out
 
     @property
     def failed(self) -> bool:
@@ -361,19 +300,6 @@ class Reading:
     def wait(self) -> None:
         """Come back when all has ended, well or not."""
         wait([future for _, future in self._running])
-
-
-def decoded_together(archive: Archive) -> int:
-    """Time steps that cannot be decoded apart: a chunk, also where chunks are gathered in shards."""
-    time = archive.axes["time"]
-    steps = [1]
-    for name in archive.variables:
-        variable = archive.ds[name].variable
-        chunks = variable.encoding.get("chunks") if variable.encoding.get("shards") else None
-        steps.append(
-            min(archive.chunk_steps, int(chunks[variable.dims.index(time)]) if chunks else archive.chunk_steps)
-        )
-    return max(steps)
 
 
 def in_archive_order(fields: np.ndarray, space_order: Sequence[int]) -> np.ndarray:
@@ -414,12 +340,6 @@ def _direct_fields(archive: Archive) -> tuple[_Field, ...]:
     return tuple(fields)
 
 
-def _channels(archive: Archive, name: str) -> range:
-    """Those of a variable, which follow each other."""
-    numbers = [number for number, channel in enumerate(archive.channels) if channel.variable == name]
-    return range(numbers[0], numbers[-1] + 1)
-
-
 def _field(archive: Archive, name: str, stored: StoredArray) -> _Field:
     variable = archive.ds[name].variable
     level = archive.axes.get("level")
@@ -428,10 +348,11 @@ def _field(archive: Archive, name: str, stored: StoredArray) -> _Field:
     if variable.shape != stored.shape or variable.chunks is not None:
         raise Unsupported("the dataset is not what lies on disk")
     decode, fill = _cf_decoding(name, variable, stored)
+    channels = [number for number, channel in enumerate(archive.channels) if channel.variable == name]
     return _Field(
         name=name,
         stored=stored,
-        channels=_channels(archive, name),
+        channels=slice(channels[0], channels[-1] + 1),
         levels=levels,
         order=tuple(wanted.index(str(dim)) for dim in variable.dims if dim in wanted),
         extra=tuple(axis for axis, dim in enumerate(variable.dims) if dim not in wanted),
