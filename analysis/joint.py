@@ -94,30 +94,20 @@ def table(scores: pd.DataFrame) -> str:
     ratios = scores.query("metric == 'rmse_over_climatology'")
     keys = ["domain", "lead", "method", "probe", "training", "seed"]
     means = ratios.groupby([*keys, "steps"], sort=False)["value"].mean().reset_index()
-    head = [
-        "domain",
-        "steps",
-        "read",
-        "lead",
-        *CONTROLS[:1],
-        CONTROLS[2],
-        "untrained",
-        "alone",
-        "joint",
-        "joint / alone",
-    ]
+    plain = ["persistence", "damped_persistence"]
+    head = ["domain", "steps", "read", "lead", *plain, "untrained", "alone", "joint", "joint / alone"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, rows in means.groupby("domain", sort=False):
         for read, method in READ.items():
-            probe = "local" if method == "jepa_predicted" and "local" in set(rows["probe"]) else "ridge"
             if method not in set(rows["method"]):
                 continue
+            probe = "local" if method == "jepa_predicted" and "local" in set(rows["probe"]) else "ridge"
             for lead, part in rows.groupby("lead", sort=False):
                 by = part.set_index(["method", "probe", "training", "seed"])["value"].sort_index()
                 models = [by.xs((method, probe, kind)) for kind in ("alone", "joint")]
                 cells = [str(part["steps"].iloc[0]), f"{read} + {probe}", str(lead)]
-                cells += [f"{by[control].mean():.3f}" for control in (CONTROLS[0], CONTROLS[2])]
-                cells += [f"{by[CONTROLS[3], probe].mean():.3f}", *(spread(model) for model in models)]
+                cells += [f"{by[control].mean():.3f}" for control in plain]
+                cells += [f"{by['random_init', probe].mean():.3f}", *(spread(model) for model in models)]
                 lines.append("| " + " | ".join([str(name), *cells, spread(models[1] / models[0])]) + " |")
     return "\n".join(lines) + "\n"
 

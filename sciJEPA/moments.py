@@ -55,9 +55,12 @@ def flat_product(left: np.ndarray, right: np.ndarray, out: np.ndarray | None = N
         out = np.empty((len(left), columns), dtype=np.float32)
     width = 2 ** max(5, int(math.log2(QUICK_PRODUCT / math.prod(left.shape))))
     parted = columns // width * width
+
+    def in_parts(array: np.ndarray) -> np.ndarray:
+        return array[:, :parted].reshape(len(array), -1, width).transpose(1, 0, 2)
+
     if parted:
-        parts = (array[:, :parted].reshape(len(array), -1, width).transpose(1, 0, 2) for array in (right, out))
-        np.matmul(left, next(parts), out=next(parts))
+        np.matmul(left, in_parts(right), out=in_parts(out))
     if parted < columns:
         np.matmul(left, right[:, parted:], out=out[:, parted:])
     return out

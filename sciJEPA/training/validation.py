@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from sciJEPA.masking import MaskPlan, TokenGrid
 from sciJEPA.tokenizers.base import Batch, Tokens
 from sciJEPA.training.monitor import content
 
+Item = TypeVar("Item")
 ATTENDING = 4
 """Windows whose attention is looked at."""
 LOSS_BATCHES = 4
@@ -52,24 +53,22 @@ def validate(
     if not batches:
         return numbers
     tokenizer = jepa.tokenizers[batches[0][0].domain] if batches[0][0].domain else jepa.tokenizer
-    windows = len(batches[0][0].samples)
-    probed = [batch for batch, _ in batches[:: max(1, len(batches) // max(2, math.ceil(PROBED / windows)))]]
+    probed = [batch for batch, _ in _apart(batches, max(2, math.ceil(PROBED / len(batches[0][0].samples))))]
     past = tokenizer.grid.context_times * tokenizer.grid.per_time
     handed_on = jepa.objective.encoder
     with precision():
+        losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in _apart(batches, LOSS_BATCHES)]
         latents: list[Tensor] = []
-        some = batches[:: max(1, len(batches) // LOSS_BATCHES)]
-        losses = [float(jepa(batch, plan).terms.prediction) for batch, plan in some]
         for name, encoder in (("online", jepa.encoder), ("target", cast(Encoder, jepa.target.module))):
             # The encoder that is handed on sees all of these windows, the other a batch of them.
             issue = [
                 jepa.tokens(batch, encoder=name, tokenizer=tokenizer).span(0, past)
                 for batch in (probed if name == handed_on else probed[:1])
             ]
-            varied = []
+            varied: list[Tensor] = []
             for number, part in enumerate(issue):
                 found = encoder.outputs(part, (-1, *jepa.encoder.latent_layers)).float()
-                if number % max(1, len(issue) // 2) == 0:
+                if number in _apart(range(len(issue)), 2):
                     varied.append(found[..., : jepa.encoder.width])
                 if name == handed_on:
                     latents.append(found[:, -tokenizer.grid.per_time :, jepa.encoder.width :].clone())
@@ -80,6 +79,11 @@ def validate(
     truth = [jepa.tokens(batch, tokenizer=tokenizer) for batch in probed]
     numbers["probe_error"] = probe_error(torch.cat(latents), truth, tokenizer.grid)
     return numbers
+
+
+def _apart(items: Sequence[Item], count: int) -> Sequence[Item]:
+    """As many of them or a few more, evenly apart; all where there are not so many."""
+    return items[:: max(1, len(items) // count)]
 
 
 @torch.no_grad()
