@@ -19,7 +19,7 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.failures: Counter[str] = Counter()
         self.hanging: set[str] = set()
-        self.seconds_of_hanging = 5.0
+        self.seconds_of_hanging = 60.0
         self.delay = 0.0
         self.busy, self.most_busy = 0, 0
         self.ranges = True

@@ -478,7 +478,7 @@ def test_a_reader_survives_a_fork(tmp_path: Path) -> None:
         "if pid == 0: os._exit(0 if (reader.read(0, 9) == before).all() else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=300).returncode == 0
 
 
 def test_no_global_state_of_blosc_is_changed() -> None:
@@ -487,7 +487,7 @@ def test_no_global_state_of_blosc_is_changed() -> None:
         "import numcodecs.blosc as b; import sciJEPA.storage.chunks, sciJEPA.storage.chunks_zarr, sys\n"
         "assert b.use_threads is None or 'zarr.codecs.blosc' in sys.modules, b.use_threads"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,8 +22,12 @@ STEPS, ROWS, COLUMNS = 12, 4, 8
 
 
 @pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sciJEPA.storage.faults.FIRST_PAUSE", 0.01)
+
+
+def lose_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a server that hangs, and only from there on: on a busy machine a healthy request may take this long."""
     monkeypatch.setattr("sciJEPA.storage.faults.TRY_SECONDS", 0.3)
     monkeypatch.setattr("sciJEPA.storage.faults.TOTAL_SECONDS", 1.0)
 
@@ -137,21 +141,25 @@ def test_a_server_that_hangs_does_not_hang_a_download(
     monkeypatch.setenv("SCIJEPA_CACHE", str(tmp_path / "cache"))
     dataset().to_netcdf(tmp_path / "a.nc")
     server.hanging.add("/a.nc")
+    lose_patience(monkeypatch)
     begun = time.monotonic()
-    with pytest.raises(UserError, match=r"a\.nc failed \d times in \d s \(no answer\)"):
+    with pytest.raises(UserError, match=r"a\.nc failed \d times in \d+ s \(no answer\)"):
         open_archive(f"{server.url}/a.nc")
-    assert time.monotonic() - begun < 4  # it would close the connection after 5 s
+    assert time.monotonic() - begun < server.seconds_of_hanging  # then it would close the connection
 
 
 @pytest.mark.parametrize("end", ["/c/1/0/0", "/zarr.json"])
-def test_a_server_that_hangs_does_not_hang_us(tmp_path: Path, server: Server, end: str) -> None:
+def test_a_server_that_hangs_does_not_hang_us(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     write(tmp_path / "a.zarr")
     archive = open_archive(f"{server.url}/a.zarr")
     server.hanging.add(end)
+    lose_patience(monkeypatch)
     begun = time.monotonic()
-    with pytest.raises(UserError, match=r"a\.zarr.* failed \d times in \d s \(no answer\)"):
+    with pytest.raises(UserError, match=r"a\.zarr.* failed \d times in \d+ s \(no answer\)"):
         archive.read(4, 5) if end.startswith("/c") else open_archive(f"{server.url}/a.zarr")
-    assert time.monotonic() - begun < 4  # it would answer after 5 s
+    assert time.monotonic() - begun < server.seconds_of_hanging  # then it would close the connection
 
 
 def test_a_server_that_goes_away(tmp_path: Path) -> None:

@@ -414,7 +414,7 @@ def test_a_forked_process_has_its_own_handle_and_lock(tmp_path: Path) -> None:
     released.set()
     holder.join()
     try:
-        opened, result = answers.get(timeout=60)
+        opened, result = answers.get(timeout=300)
         assert opened == [str(tmp_path / "a.hdf5")]
         np.testing.assert_array_equal(result, arrays["velocity"][1, ..., 0])
     finally:
