@@ -274,19 +274,14 @@ class Normalizer:
         return replace(self, coefficients=np.ascontiguousarray(self.coefficients.transpose(axes)))
 
 
-def _long_rows(values: np.ndarray) -> np.ndarray:
-    """The same values in rows of at least 256 kB where memory allows: each call hands the interpreter over."""
-    steps, per_step = values.shape
-    together = math.gcd(steps, 2 ** max(0, math.ceil(math.log2(2**16 / max(per_step, 1)))))
-    return values.reshape(-1, together * per_step) if values.flags.c_contiguous else values
-
-
 def _only_flags(values: np.ndarray, target: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Values as they are, zero where missing; and where they are there, None if everywhere."""
     if target.ctypes.data != values.ctypes.data:
         target[...] = values
     with np.errstate(over="ignore", invalid="ignore"):
-        if all(np.isfinite(np.dot(part, part)) for part in _long_rows(target)):  # only if all are, and none is huge
+        flat = target.reshape(-1) if target.flags.c_contiguous else None
+        squares = np.dot(flat, flat) if flat is not None else sum(np.dot(step, step) for step in target)
+        if np.isfinite(squares):  # only if all are, and none is huge
             return None
     there = np.isfinite(target)
     np.copyto(target, 0, where=~there)
