@@ -137,10 +137,10 @@ def _pretrain(options: argparse.Namespace) -> str:
     from sciJEPA.training.course import length_advice
 
     model = pretrain(config, options.out, resume=options.resume)
-    if options.json:
-        return to_json({"run": str(options.out), "model": str(options.out / "model")})
     metrics = options.out / "metrics.csv"  # on the node of the first process
     advice = length_advice(pd.read_csv(metrics)) if metrics.is_file() else {}
+    if options.json:
+        return to_json({"run": str(options.out), "model": str(options.out / "model"), "length": advice})
     return "\n".join([f"{options.out}: {model!r}", *(f"{name or 'length'}: {text}" for name, text in advice.items())])
 
 

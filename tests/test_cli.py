@@ -337,7 +337,7 @@ def test_pretrain_embed_and_probe(
     monkeypatch.chdir(tmp_path)
     done = process("pretrain", "--config", tiny, "--archive", waves, "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == {"run": "runs/tiny", "model": "runs/tiny/model"}
+    assert json.loads(done.out) == {"run": "runs/tiny", "model": "runs/tiny/model", "length": {}}
     assert "Traceback" not in done.err
 
     embed = ("embed", "runs/tiny", waves, "--out", "latents.zarr", "--encoder", "online")
