@@ -8,12 +8,13 @@ window is filled in first, by the last value carried on or by straight lines, an
 drawn between values of the issue window alone: what has not been observed since is carried on. Either way is judged
 with an encoder that never saw a gap, and with one from which points were hidden in training (`masking.points`). The
 probe reads the latents of the last day of eight: those of all days are more than there are issue times to fit them on.
-Writes `scores.csv` and `table.md` (RMSE / climatology, mean over channels; mean of the seeds and their range) into the
-output folder; the committed ones are in `analysis/results/sensor_gaps`.
+Writes `scores.csv` and `table.md` (RMSE / climatology, mean over channels and over draws of the points; mean of the
+seeds and their range) into the output folder; the committed ones are in `analysis/results/sensor_gaps`.
 """
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ EVERY = 3
 ENCODERS = {"complete series": 0.0, "hidden points": 0.75}
 """What an encoder is trained on, and `masking.points`."""
 WAYS = ["masked", "interpolated", "last value"]
+DRAWS = 3
+"""How often the points that are missing are drawn, for each seed: which ones these are matters as much as the seed."""
 BATCH = 64
 
 
@@ -79,7 +82,7 @@ class Problem:
         self.test = self.issue >= ends[1]
         self.truth = self.reader.steps(0, len(opened))[0]
 
-    def latents(self, share: float, way: str, seed: int) -> np.ndarray:
+    def latents(self, share: float, way: str, seed: tuple[int, int]) -> np.ndarray:
         """Latents of the last day of all issue windows with this share of points missing, (times, token and latent)."""
         observed = np.random.default_rng(seed).random(self.truth.shape) >= share
         return np.concatenate([latents.numpy() for latents in self._batches(observed, way, share == 0)])
@@ -116,12 +119,13 @@ def compare(archive: str, out: Path, seed: int, training: dict[str, Any]) -> pd.
         file = run / "gaps.csv"
         if not file.exists():
             problem = Problem(train(archive, run, points, seed, training), archive)
-            cells = [(share, way) for share in SHARES for way in (WAYS if share else WAYS[:1])]
-            scores = [(share, way, problem.score(problem.latents(share, way, seed))) for share, way in cells]
-            wide = pd.DataFrame(
-                [(share, way, *both) for share, way, both in scores], columns=["missing", "way", *LEADS]
-            )
-            wide.melt(["missing", "way"], var_name="lead_hours").to_csv(file, index=False)
+            cells = [(0.0, WAYS[0], 0), *itertools.product(SHARES[1:], WAYS, range(DRAWS))]
+            scores = [
+                (share, way, draw, *problem.score(problem.latents(share, way, (seed, draw))))
+                for share, way, draw in cells
+            ]
+            wide = pd.DataFrame(scores, columns=["missing", "way", "draw", *LEADS])
+            wide.melt(["missing", "way", "draw"], var_name="lead_hours").to_csv(file, index=False)
         rows.append(pd.read_csv(file).assign(encoder=encoder, seed=seed))
     return pd.concat(rows, ignore_index=True)
 
@@ -130,16 +134,19 @@ def table(scores: pd.DataFrame) -> str:
     """One line an encoder, way and lead, one column a share, as Markdown."""
     head = ["lead", "trained on", "input", *(f"{share:.0%} missing" for share in SHARES)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    scores = scores.assign(way=pd.Categorical(scores["way"], WAYS, ordered=True))
     order = ["lead_hours", "encoder", "way"]
-    for (lead, encoder, way), rows in scores.groupby(order, observed=True):
-        cells = [_cell(rows.loc[rows["missing"] == share, "value"]) for share in SHARES]
-        lines.append("| " + " | ".join([f"{lead} h", str(encoder), str(way), *cells]) + " |")
+    means = scores.groupby([*order, "missing", "seed"])["value"].mean().unstack("missing")
+    for (lead, encoder), both in means.groupby(level=order[:2]):
+        rows = {way: both.xs((lead, encoder, way)) for way in WAYS}
+        rows["masked less interpolated"] = rows["masked"] - rows["interpolated"]
+        for way, values in rows.items():
+            cells = [_cell(values[share].dropna(), "+" if "less" in way else "") for share in SHARES]
+            lines.append("| " + " | ".join([f"{lead} h", str(encoder), way, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: pd.Series) -> str:
-    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})" if len(values) else ""
+def _cell(values: pd.Series, sign: str = "") -> str:
+    return f"{values.mean():{sign}.3f} ({values.min():{sign}.3f} to {values.max():{sign}.3f})" if len(values) else ""
 
 
 if __name__ == "__main__":
@@ -147,8 +154,8 @@ if __name__ == "__main__":
     parser.add_argument("archive")
     parser.add_argument("--out", type=Path, default=Path("runs/gaps"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     training = {"steps": arguments.steps, "batch_size": arguments.batch_size}

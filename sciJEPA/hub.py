@@ -32,7 +32,7 @@ from sciJEPA.normalize import Normalizer
 from sciJEPA.tokenizers.base import Tokenizer
 
 ARRAYS = ("coefficients", "spread", "missing_share", "unit", "tendency")
-PLAIN = ("annual", "daily", "trained_on", "modes", "seasonal")
+PLAIN = ("annual", "daily", "trained_on", "modes", "seasonal", "series")
 """Fields of a Normalizer that are saved as arrays, and those that go into the description."""
 
 

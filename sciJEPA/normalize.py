@@ -18,7 +18,7 @@ import pandas as pd
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
 from sciJEPA.moments import Moments, flat_product, scratch, tiles
-from sciJEPA.samples import Ranges, contiguous
+from sciJEPA.samples import Ranges, contiguous, series_named
 from sciJEPA.storage.chunks import ChunkReader, Reading, in_archive_order, places_of
 
 ANNUAL_HARMONICS = 3
@@ -145,6 +145,8 @@ class Normalizer:
     seasonal
         Whether training spans two years, so that the time of the year can be told from a trend; where it does not,
         tokens do not know it.
+    series
+        Parameters of the trajectories that training has, see `samples.series_named`; empty where they have none.
     """
 
     coefficients: np.ndarray
@@ -157,6 +159,7 @@ class Normalizer:
     unit: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     tendency: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     seasonal: bool = True
+    series: tuple[str, ...] = ()
 
     def calendar(self, time: pd.Index) -> np.ndarray:
         """`calendar_features`, with zeros for the year where training cannot tell it from a trend; shape (T, 4)."""
@@ -344,7 +347,8 @@ def fit_normalizer(archive: Archive, split: Ranges, modes: Mapping[str, str] | N
                 f"{archive.channels[min(moments.infinite)].name} of {archive.source} has infinite values in the "
                 "training split; mask them, for example with ds.where(np.isfinite(ds))."
             )
-    return replace(_solved(archive, split, moments, order, chosen, unit, (annual, daily)), seasonal=seasonal)
+    solved = _solved(archive, split, moments, order, chosen, unit, (annual, daily))
+    return replace(solved, seasonal=seasonal, series=series_named(archive, split))
 
 
 def channel_modes(archive: Archive, modes: Mapping[str, str]) -> tuple[str, ...]:

@@ -172,20 +172,39 @@ def _own_split(archive: Archive) -> np.ndarray | None:
 
 
 def _parameter_groups(archive: Archive) -> np.ndarray:
-    """A number for every series; series with the same values of all parameters share it.
-
-    Parameters are taken by name: a copy of the archive that stores them in another order has the same splits.
-    """
-    ds = archive.ds
-    parameters = [
-        ds[name].values.ravel()
-        for name in sorted(ds.variables, key=str)
-        if len(archive.series) == 1 and ds[name].dims == archive.series and name not in archive.series
-        if ds[name].dtype.kind in "fiu"
-    ]
+    """A number for every series; series with the same values of all parameters share it."""
+    parameters = list(_parameters(archive).values())
     if not parameters:
         return np.arange(archive.repeats)
     return np.unique(np.stack(parameters, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _parameters(archive: Archive) -> dict[str, np.ndarray]:
+    """Numbers that every series has of its own.
+
+    They come in the order of their names: a copy of the archive that stores them in another one has the same splits.
+    """
+    ds = archive.ds
+    return {
+        str(name): ds[name].values.ravel()
+        for name in sorted(ds.variables, key=str)
+        if len(archive.series) == 1 and ds[name].dims == archive.series and name not in archive.series
+        if ds[name].dtype.kind in "fiu"
+    }
+
+
+def series_named(archive: Archive, split: Ranges) -> tuple[str, ...]:
+    """Parameters of the series of a split, as text to know them by in any other file, to six digits.
+
+    Empty where series have none, or where the archive itself says which ones are for training: as its authors mean it,
+    those of one split may have the parameters of another then.
+    """
+    parameters = _parameters(archive)
+    if not parameters or _own_split(archive) is not None:
+        return ()
+    numbers = sorted({start // archive.steps_per_series for start, _ in split})
+    names = (", ".join(f"{name} {values[number]:.6g}" for name, values in parameters.items()) for number in numbers)
+    return tuple(dict.fromkeys(names))
 
 
 def _first_step_from(archive: Archive, date: str) -> int:

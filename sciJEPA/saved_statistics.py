@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from sciJEPA.archive import Archive
 from sciJEPA.errors import UserError
 from sciJEPA.normalize import Normalizer, channel_modes
-from sciJEPA.samples import Ranges
+from sciJEPA.samples import Ranges, series_named
 
 STATISTICS, DESCRIPTION = "statistics.safetensors", "dataset.json"
 
@@ -62,5 +62,6 @@ def read_statistics(archive: Archive, split: Ranges, modes: Mapping[str, str]) -
         )
     values: dict[str, Any] = dict(load_file(folder / STATISTICS))
     values |= {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    values["series"] = series_named(archive, split)
     normalizer = Normalizer(**values).select(numbers)
     return normalizer if normalizer.coefficients.shape[2:] == archive.shape else None

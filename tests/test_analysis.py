@@ -79,8 +79,15 @@ def test_sensor_gaps(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     scores = pd.read_csv(tmp_path / "out/scores.csv")
-    # Two encoders, two leads, three shares with three ways each and one share, none missing, with one.
-    assert len(scores) == 2 * 2 * (3 * 3 + 1) and scores["value"].between(0, 2).all()
+    # Two encoders, two leads, three shares with three ways and three draws each and one share, none missing, with one.
+    assert len(scores) == 2 * 2 * (3 * 3 * 3 + 1) and scores["value"].between(0, 2).all()
+    by_way = (
+        scores.query("encoder == 'hidden points' and lead_hours == 6 and missing == 0.5").groupby("way")["value"].mean()
+    )
+    gain = f"{by_way['masked'] - by_way['interpolated']:+.3f}"
+    assert "| 6 h | hidden points | masked less interpolated |  | " in done.stdout
+    line = next(line for line in done.stdout.splitlines() if "6 h | hidden points | masked less" in line)
+    assert line.split(" | ")[5].startswith(gain)
     masked = scores.query("way == 'masked' and lead_hours == 6").groupby("missing")["value"].mean()
     assert masked[0.75] > masked[0.0]
 

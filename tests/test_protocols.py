@@ -252,6 +252,25 @@ def test_one_step_and_rollout_and_parameters(simulated: Path) -> None:
     assert (told["value"] <= 1).all() and (told["low"] <= told["value"]).all()
 
 
+def test_trajectories_of_training_are_not_judged_in_another_file(simulated: Path, tmp_path: Path) -> None:
+    seen = pretrain_of(simulated).normalizer.series
+    assert len(seen) == 4 and seen[0].startswith("speed ")  # of six speeds 70 %
+    methods = {"methods": ["persistence"], "progress": False}
+    ds = simulations()
+    for other in (ds.isel(trajectory=slice(None, None, -1)), ds.astype("f4")):  # the same speeds, the same groups
+        assert len(well(other, simulated / "run", **methods))
+    # Other trajectories: those of training are shuffled among them, and some of them are judged.
+    more = simulations(18).assign_coords(speed=("trajectory", np.r_[ds.speed.values, ds.speed.values[:6] + 3]))
+    with pytest.raises(
+        UserError, match=r"trained on 1 of the 3 sets of parameters that are judged, the first speed 1\.2"
+    ):
+        well(more, simulated / "run", **methods)
+    # Where the archive says what is what, it is taken at its word.
+    part = np.where(more.speed > 2, "test", "train").astype("U5")
+    part[[0, 1]] = "valid"
+    assert len(well(more.assign_coords(split=("trajectory", part)), simulated / "run", **methods))
+
+
 def test_vrmse_by_hand(simulated: Path) -> None:
     problem = opened_problem(pretrain_of(simulated), simulated / "waves.zarr", None, ["1", "3"])
     found = vrmse_of(problem, Persistence(problem.reader, problem.leads))

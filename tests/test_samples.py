@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sciJEPA.archive import Archive, open_archive
 from sciJEPA.errors import UserError
-from sciJEPA.samples import DataConfig, contiguous, epoch_order, split_steps, window_starts
+from sciJEPA.samples import DataConfig, contiguous, epoch_order, series_named, split_steps, window_starts
 
 
 def on(time: pd.Index) -> Archive:
@@ -196,3 +196,9 @@ def test_the_order_in_which_parameters_are_stored_moves_no_trajectory() -> None:
     one, other = (split_steps(open_archive(flow[names]), DataConfig(window=2, context=1))
                   for names in (["u", "viscosity", "drag"], ["drag", "u", "viscosity"]))  # fmt: skip
     assert one == other
+    archive = open_archive(flow)
+    named = series_named(archive, one.train)
+    assert len(named) == len(one.train) == 14
+    first = one.train[0][0] // 6
+    assert named[0] == f"drag {flow.drag.values[first]:.6g}, viscosity {flow.viscosity.values[first]:.6g}"
+    assert series_named(open_archive(flow[["u"]]), one.train) == ()  # nothing to know them by

@@ -150,6 +150,35 @@ that are judged lie within, the first 7; retrain with this split, or judge other
         )
 
 
+def refuse_series(trained_on: Iterable[str], judged: Iterable[str]) -> None:
+    """Rule: weights come from no trajectory on which something is chosen or judged, nor from one with its parameters.
+
+    Another file of the same simulations is split anew, so that trajectories of training may be among those judged.
+
+    Parameters
+    ----------
+    trained_on, judged
+        Trajectories by their parameters, see `samples.series_named`; where they have none, nothing can be said.
+
+    Examples
+    --------
+    >>> refuse_series(["drag 0.1", "drag 0.2"], ["drag 0.3"])
+    >>> refuse_series(["drag 0.1", "drag 0.2"], ["drag 0.2", "drag 0.3"])
+    Traceback (most recent call last):
+    sciJEPA.errors.UserError: trajectories of training must not be judged: the model was trained on 1 of the 2 sets of \
+parameters that are judged, the first drag 0.2; judge others, or the archive of training, or give this one a \
+coordinate split (train, validation, test).
+    """
+    seen, wanted = set(trained_on), list(judged)
+    shared = [name for name in wanted if name in seen]
+    if shared:
+        raise UserError(
+            f"trajectories of training must not be judged: the model was trained on {len(shared)} of the {len(wanted)} "
+            f"sets of parameters that are judged, the first {shared[0]}; judge others, or the archive of training, or "
+            "give this one a coordinate split (train, validation, test)."
+        )
+
+
 def only_at(rows: Rows, allowed: np.ndarray, what: str) -> Rows:
     """The same rows, which refuse to be read anywhere else.
 

@@ -20,12 +20,12 @@ from sciJEPA.errors import UserError
 from sciJEPA.forecasting.labelling import issue_steps, place_weights, target_weights, time_labels
 from sciJEPA.hub import Domain
 from sciJEPA.judging.baselines import Forecaster, fields
-from sciJEPA.judging.leakage import only_at, refuse_overlap, refuse_statistics
+from sciJEPA.judging.leakage import only_at, refuse_overlap, refuse_series, refuse_statistics
 from sciJEPA.loader import WindowReader
 from sciJEPA.probes import Ridge, Rows, row_blocks
 from sciJEPA.probing.principal import principal_axes
 from sciJEPA.probing.training import kept_in_memory
-from sciJEPA.samples import Splits, split_steps, splits_series
+from sciJEPA.samples import Splits, series_named, split_steps, splits_series
 from sciJEPA.scores import anomaly_correlation, squared_error
 from sciJEPA.scoring.parts import Parts
 
@@ -251,9 +251,10 @@ def remembered(rows: Rows, times: np.ndarray) -> Rows:
 
 
 def refuse_leakage(domain: Domain, archive: Archive, splits: Splits) -> None:
-    """Refuse to judge a model on times from which its weights or statistics come."""
+    """Refuse to judge a model on times, or on whole trajectories, from which its weights or statistics come."""
     if splits_series(archive, domain.config.data):
-        return  # whole series: those of training are never those of validation or test
+        refuse_series(domain.normalizer.series, series_named(archive, splits.validation + splits.test))
+        return
     labels = time_labels(archive)
     judged = [labels[step] for part in (splits.validation, splits.test) for start, stop in part[:1]
               for step in range(start, stop)]  # fmt: skip
