@@ -34,6 +34,15 @@ def test_what_left_its_plateau_and_came_to_rest_needs_no_word() -> None:
     assert length_advice(metrics(np.concatenate(parts))) == {}
 
 
+def test_a_loss_that_rises_again_is_one_of_windows_learned_by_heart() -> None:
+    down, up = np.linspace(1, 0.64, 20), np.linspace(0.64, 0.78, 40)
+    assert "rose by 21% after step 400 of 1200" in length_advice(metrics(np.concatenate([down, up])))[""]
+    # Targets that gain in variance make a loss rise that has never fallen, and a little is noise.
+    assert "by heart" not in str(length_advice(metrics(up)))
+    little = np.concatenate([down, np.linspace(0.64, 0.66, 40)])
+    assert length_advice(metrics(little)) == {} or "by heart" not in length_advice(metrics(little))[""]
+
+
 @pytest.mark.parametrize("loss", [np.linspace(1, 0.4, LEAST_ROWS - 1), np.full(40, np.nan)])
 def test_too_few_rows_say_nothing(loss: np.ndarray) -> None:
     assert length_advice(metrics(loss)) == {}
