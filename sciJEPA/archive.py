@@ -318,10 +318,6 @@ def _dims_by_role(axes: Axes, space: Space) -> dict[str, str]:
     return roles | {role_of_series(dim): dim for dim in axes.series}
 
 
-def _is_static(field: xr.DataArray, space: Space) -> bool:
-    return bool(space.dims) and field.dtype.kind in "fiu" and set(field.dims) == set(space.dims)
-
-
 def _repeated(time: pd.Index, repeats: int) -> pd.Index:
     return time if repeats == 1 else time[np.tile(np.arange(len(time)), repeats)]
 
