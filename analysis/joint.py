@@ -2,7 +2,7 @@
 
     python analysis/joint.py --out runs/joint --steps 2400 --batch-size 16 \
         --archive pressure=ncep_slp_natl_daily_2001_2010.nc --archive flow=kolmogorov.nc --archive transformer=ETTh1.csv
-    python analysis/joint.py --out runs/joint --steps 150 --batch-size 16 \
+    python analysis/joint.py --out runs/joint --steps 2400 --batch-size 16 \
         --archive circulation=speedy.zarr --archive reaction=gray_scott.nc --archive airports=nyc_weather2013.csv \
         --variables circulation=z500,t850,u850 --variables airports=temp,dewp,humid,wind_speed,pressure
 
