@@ -143,7 +143,7 @@ def test_a_server_that_hangs_does_not_hang_a_download(
     server.hanging.add("/a.nc")
     lose_patience(monkeypatch)
     begun = time.monotonic()
-    with pytest.raises(UserError, match=r"a\.nc failed \d times in \d+ s \(no answer\)"):
+    with pytest.raises(UserError, match=r"a\.nc failed \d times in \d s \(no answer\)"):
         open_archive(f"{server.url}/a.nc")
     assert time.monotonic() - begun < server.seconds_of_hanging  # then it would close the connection
 
@@ -157,7 +157,7 @@ def test_a_server_that_hangs_does_not_hang_us(
     server.hanging.add(end)
     lose_patience(monkeypatch)
     begun = time.monotonic()
-    with pytest.raises(UserError, match=r"a\.zarr.* failed \d times in \d+ s \(no answer\)"):
+    with pytest.raises(UserError, match=r"a\.zarr.* failed \d times in \d s \(no answer\)"):
         archive.read(4, 5) if end.startswith("/c") else open_archive(f"{server.url}/a.zarr")
     assert time.monotonic() - begun < server.seconds_of_hanging  # then it would close the connection
 

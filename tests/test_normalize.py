@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -278,6 +279,37 @@ def test_blocks_follow_each_other_and_the_chunks(monkeypatch, start, stop, chunk
     np.testing.assert_array_equal(np.concatenate([fields for _, fields in blocks]), archive.read(start, stop))
     assert [first for first, _ in blocks][1:] == [first + len(fields) for first, fields in blocks][:-1]
     assert all(first % chunk == 0 for first, _ in blocks[1:])
+
+
+@pytest.mark.parametrize("chunks", [1, 8, 200])
+def test_statistics_of_chunks_on_disk_are_those_in_memory(tmp_path, monkeypatch, chunks):
+    # Blocks of 16 steps, in which some places have no value yet: what is measured from what must not depend on threads.
+    ds = travelling_waves(200, nlat=4, nlon=8, variables=("z", "t"), missing=0.1)
+    ds["z"] = 1e5 + ds["z"].where(ds["time"] > ds["time"][60])
+    ds["t"][:, 1, 2] = np.nan
+    ds.to_zarr(tmp_path / "a.zarr", encoding={name: {"chunks": (chunks, 4, 8)} for name in ("z", "t")})
+    monkeypatch.setattr(normalize, "BLOCK_VALUES", 16 * 32)
+    archive = open_archive(tmp_path / "a.zarr")
+    found = fit_normalizer(archive, ((0, 200),))
+    assert len(ChunkReader(archive).direct) == 2
+    assert_same(found, fit_normalizer(open_archive(ds[["t", "z"]]), ((0, 200),)))
+    for threads in (1, 3, 8):
+        monkeypatch.setattr(normalize, "ChunkReader", partial(ChunkReader, threads=threads))
+        for _ in range(5):
+            again = fit_normalizer(archive, ((0, 200),))
+            assert again.coefficients.tobytes() == found.coefficients.tobytes()
+            assert again.spread.tobytes() == found.spread.tobytes()
+
+
+def test_infinite_values_are_named_wherever_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(normalize, "BLOCK_VALUES", 16 * 32)
+    for step in (0, 20, 150):
+        ds = travelling_waves(200, nlat=4, nlon=8, variables=("z", "t"))
+        ds["t"][:, 1, 2] = np.nan  # a place without any other value
+        ds["t"][step, 1, 2] = -np.inf
+        ds.to_zarr(tmp_path / f"{step}.zarr", encoding={name: {"chunks": (8, 4, 8)} for name in ("z", "t")})
+        with pytest.raises(UserError, match=r"^t of .* has infinite values in the training split"):
+            fit_normalizer(open_archive(tmp_path / f"{step}.zarr"), ((0, 200),))
 
 
 # --- apply and invert -------------------------------------------------------------------------------------------------

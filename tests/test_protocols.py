@@ -252,7 +252,7 @@ def test_one_step_and_rollout_and_parameters(simulated: Path) -> None:
     assert (told["value"] <= 1).all() and (told["low"] <= told["value"]).all()
 
 
-def test_trajectories_of_training_are_not_judged_in_another_file(simulated: Path, tmp_path: Path) -> None:
+def test_trajectories_of_training_are_not_judged_in_another_file(simulated: Path) -> None:
     seen = pretrain_of(simulated).normalizer.series
     assert len(seen) == 4 and seen[0].startswith("speed ")  # of six speeds 70 %
     methods = {"methods": ["persistence"], "progress": False}

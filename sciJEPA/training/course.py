@@ -42,11 +42,12 @@ def _advice(step: pd.Series, loss: pd.Series) -> str | None:
     fall = 1 - end / loss[step >= last / 2].iloc[0]
     if fall > FALL:
         return f"the validation loss fell by {fall:.0%} in the second half of the run: a longer one may well go further"
-    least, place = loss.min(), int(step[loss.idxmin()])
-    if end > (1 + RISE) * least and loss.loc[: loss.idxmin()].max() > (1 + RISE) * least:
+    lowest = loss.idxmin()
+    least = loss[lowest]
+    if end > (1 + RISE) * least and loss.loc[:lowest].max() > (1 + RISE) * least:
         return (
-            f"the validation loss rose by {end / least - 1:.0%} after step {place} of {last}: the run learns its "
-            "training windows by heart; try about that many steps, or more data"
+            f"the validation loss rose by {end / least - 1:.0%} after step {int(step[lowest])} of {last}: the run "
+            "learns its training windows by heart; try about that many steps, or more data"
         )
     away = (loss - end).abs() > LEVEL * abs(end)
     since = int(step[away].max()) if away.any() else int(step.iloc[0])
